@@ -1,0 +1,40 @@
+"""KD: the student matches the teacher's softened class probabilities on its private images.
+Hinton et al. 2015, https://arxiv.org/abs/1503.02531
+
+    python project/KD.py --teacher ResNet32 --model ResNet8
+
+Differs: no labels, as all black-box rows. The KL term has the source's factor t^2; `--kl_scale t` is MEKD's released code.
+Images that no augmentation changes are asked about once, not at every step. From hard answers: cross-entropy on the teacher's class.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from common.losses import kl
+from common.run import start
+from common.options import Distill
+from common.utils import cli
+
+
+@dataclass
+class Args(Distill):
+    t: float = 5.0  # temperature, in (0, 1000]
+    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on the KL term
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args, student, teacher = run.args, run.student, run.teacher
+
+    def loss(x, t):  # t: the teacher's answers (B, K)
+        if teacher.hard:
+            return {"ce": F.cross_entropy(student(x), t)}
+        return {"kl": kl(student(x), t, args.t, args.kl_scale)}
+
+    run.fit(run.asked(), loss)
+    run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)

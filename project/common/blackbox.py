@@ -1,0 +1,95 @@
+"""The teacher as its API shows it: it answers, counts, and stops before the first query over budget. No gradient, no inside."""
+
+import torch
+import torch.nn.functional as F
+
+from .utils import UsageError
+
+RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
+
+
+def rank(response):
+    """Place in RESPONSES of `logits | soft | topk:k | hard | inside`; UsageError for anything else."""
+    kind, _, k = response.partition(":")
+    if kind not in RESPONSES or (kind == "topk") != bool(k) or (k and not (k.isdigit() and int(k))):
+        raise UsageError(f"--response {response}: there are logits, soft, topk:k (such as topk:5), hard, and inside (a white box)")
+    return RESPONSES.index(kind)
+
+
+class BlackBox:
+    """`teacher(x)`: images (N, C, H, W) -> answers (N, K) for any N, in evaluation mode, without gradient; N queries are counted.
+
+    What comes back are logits as far as the response lets one know them:
+      logits   the teacher's own; so does `inside`, which alone allows `teacher.inside`, the net
+      soft     probabilities are sent; their logarithm, centred: the logits up to a constant of each row
+      topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
+      hard     a class is sent; its one-hot vector
+
+    budget: queries it may answer, None without limit. chunk: images a forward pass.
+    counts: queries, private (queries about private images), synthetic, bytes (float32 images sent, the paper's measure).
+    """
+
+    def __init__(self, net, response="soft", budget=None, chunk=1000):
+        self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
+        self.rank = rank(response)
+        self.counts = {"queries": 0, "private": 0, "synthetic": 0, "bytes": 0}
+
+    @property
+    def hard(self):
+        return self.response == "hard"
+
+    @property
+    def inside(self):
+        """The net itself, for a method that needs its features or gradients. UsageError where the teacher is a black box."""
+        if self.response != "inside":
+            raise UsageError(f"this method must look inside the teacher, and --response {self.response} is a black box; give --response inside if you own the teacher")
+        return self.net
+
+    def __call__(self, x, synthetic=False):
+        self.afford(len(x))
+        answers = torch.cat([self.recover(self.api(c)) for c in x.split(self.chunk)])  # (N, K)
+        self.counts["queries"] += len(x)
+        self.counts["synthetic" if synthetic else "private"] += len(x)
+        self.counts["bytes"] += x.numel() * 4
+        return answers
+
+    def afford(self, n):
+        """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
+        asked = self.counts["queries"]
+        if self.budget is not None and asked + n > self.budget:
+            raise UsageError(f"--query_budget {self.budget} allows {self.budget - asked} more queries, {n} are wanted ({asked} asked so far); raise it, or ask about fewer images")
+
+    @torch.no_grad()
+    def audit(self, x):
+        """Probabilities (N, K) as the one who runs the experiment sees them. It is not counted, and no method may learn from it."""
+        return torch.cat([self.net(c).float().softmax(1) for c in x.split(self.chunk)])
+
+    @torch.no_grad()
+    def api(self, x):
+        """What the server would send: logits, probabilities (N, K), values and classes (N, k) each, or classes (N,)."""
+        logits = self.net(x).float()
+        if self.rank >= RESPONSES.index("logits"):
+            return logits
+        if self.hard:
+            return logits.argmax(1), logits.shape[1]
+        p = logits.softmax(1)
+        return p if self.response == "soft" else (*p.topk(min(int(self.response[5:]), p.shape[1])), p.shape[1])
+
+    def recover(self, answer):
+        """Logits up to a constant of each row (N, K) from what was sent; the one-hot vector from a class."""
+        if self.rank >= RESPONSES.index("logits"):
+            return answer
+        if self.hard:
+            return F.one_hot(*answer).float()
+        if self.response != "soft":
+            values, classes, k = answer
+            rest = (1 - values.sum(1, keepdim=True)).clamp_min(0) / max(1, k - values.shape[1])
+            answer = rest.expand(-1, k).scatter(1, classes, values)
+        log_p = answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
+        return log_p - log_p.mean(1, keepdim=True)
+
+    def state_dict(self):
+        return dict(self.counts)
+
+    def load_state_dict(self, counts):
+        self.counts = dict(counts)

@@ -1,0 +1,362 @@
+"""DATASETS by name. A data set is two tensors on the device, uint8 images and labels; one that does not fit is streamed.
+
+Images are resized once. `view` turns uint8 into the floats that a net sees, in [-1, 1] unless the data set's mean and
+standard deviation are asked for, and augments whole batches on the device.
+"""
+
+import math
+import os
+import urllib.error
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torchvision.transforms import v2
+
+from .utils import RunError, UsageError, lookup
+
+RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is streamed
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row of DATASETS. `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,)), or an ImageFolder."""
+
+    classes: int
+    channels: int
+    size: int
+    read: callable
+    files: str
+    mean: tuple = ()
+    std: tuple = ()
+
+
+# ---- readers
+
+
+def digits(folder, train):
+    """The 1,797 handwritten digits of scikit-learn (UCI optdigits, 8 x 8, 17 grey levels): 50 of each class are the test set."""
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    x = torch.tensor(content.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    y = torch.tensor(content.target)
+    test, rest = split(y, 50, seed=0)
+    chosen = rest if train else test
+    return x[chosen], y[chosen]
+
+
+def torchvision_set(name, **parts):
+    """A reader for a torchvision data set that holds all its images in memory."""
+
+    def read(folder, train):
+        options = {k: v[0 if train else 1] for k, v in parts.items()} or {"train": train}
+        content = getattr(torchvision.datasets, name)(folder, download=True, **options)
+        x = torch.as_tensor(np.asarray(content.data))
+        y = torch.as_tensor(np.asarray(getattr(content, "targets", getattr(content, "labels", None))), dtype=torch.long)
+        if x.dim() == 3:
+            return x[:, None], y  # grey
+        return (x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x), y
+
+    return read
+
+
+def syndigits(folder, train):
+    """Synthetic Digits (Ganin & Lempitsky 2015) in its authors' two files, of SVHN's layout."""
+    from scipy.io import loadmat
+
+    content = loadmat(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat")
+    x = torch.as_tensor(content["X"]).permute(3, 2, 0, 1).contiguous()  # (32, 32, 3, N)
+    return x, torch.as_tensor(content["y"].astype(np.int64)).flatten() % 10
+
+
+def image_folder(root):
+    return torchvision.datasets.ImageFolder(root)
+
+
+def tiny_imagenet(folder, train):
+    """tiny-imagenet-200 as it is distributed: val/ is one folder of images and a list of their classes."""
+    root = Path(folder) / "tiny-imagenet-200"
+    content = image_folder(root / "train")
+    if not train:
+        rows = [line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
+        content.samples = [(str(root / "val" / "images" / name), content.class_to_idx[wnid]) for name, wnid in rows]
+        content.targets = [label for _, label in content.samples]
+    return content
+
+
+def imagenet(folder, train):
+    return image_folder(Path(folder) / "imagenet" / ("train" if train else "val"))
+
+
+def own_folder(root):
+    """The user's images: PATH/train and PATH/test (or val) with a folder a class, or a folder a class alone, a fifth of it kept for testing."""
+
+    def read(folder, train):
+        path = Path(root).expanduser()
+        if (path / "train").is_dir():
+            other = next((path / n for n in ("test", "val", "valid", "validation") if (path / n).is_dir()), None)
+            if other is None:
+                raise UsageError(f"{path} has train/ but neither test/ nor val/; add one, each with a folder a class")
+            first, second = image_folder(path / "train"), image_folder(other)
+            if first.classes != second.classes:
+                raise UsageError(f"{path}: the classes of train/ and {other.name}/ differ: {len(first.classes)} and {len(second.classes)}")
+            return first if train else second
+        content = image_folder(path)
+        test, rest = split(torch.tensor(content.targets), 0.2, seed=0)
+        content.samples = [content.samples[i] for i in (rest if train else test)]
+        content.targets = [label for _, label in content.samples]
+        return content
+
+    return read
+
+
+def idx_files(name):
+    return f"{name}/raw/train-images-idx3-ubyte.gz and the three beside it (train-labels-idx1, t10k-images-idx3, t10k-labels-idx1)"
+
+
+CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DATASETS = {
+    "Digits": Spec(10, 1, 8, digits, "nothing: it comes with scikit-learn"),
+    "MNIST": Spec(10, 1, 32, torchvision_set("MNIST"), idx_files("MNIST"), (0.1307,), (0.3081,)),
+    "FashionMNIST": Spec(10, 1, 32, torchvision_set("FashionMNIST"), idx_files("FashionMNIST")),
+    "KMNIST": Spec(10, 1, 32, torchvision_set("KMNIST"), idx_files("KMNIST")),
+    "USPS": Spec(10, 1, 32, torchvision_set("USPS"), "usps.bz2 and usps.t.bz2"),
+    "SVHN": Spec(10, 3, 32, torchvision_set("SVHN", split=("train", "test")), "train_32x32.mat and test_32x32.mat"),
+    "SynDigits": Spec(10, 3, 32, syndigits, "SynDigits/synth_train_32x32.mat and SynDigits/synth_test_32x32.mat (no host offers them steadily)"),
+    "CIFAR10": Spec(10, 3, 32, torchvision_set("CIFAR10"), "cifar-10-python.tar.gz, or its folder cifar-10-batches-py", *CIFAR10),
+    "CIFAR100": Spec(100, 3, 32, torchvision_set("CIFAR100"), "cifar-100-python.tar.gz, or its folder cifar-100-python", *CIFAR100),
+    "TinyImageNet": Spec(200, 3, 64, tiny_imagenet, "tiny-imagenet-200/, the unpacked tiny-imagenet-200.zip"),
+    "ImageNet": Spec(1000, 3, 224, imagenet, "imagenet/train/ and imagenet/val/ with a folder a class each", *IMAGENET),
+}
+
+
+# ---- a data set
+
+
+@dataclass
+class Images:
+    """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device. `x` is an ImageFolder's list of files where it is streamed."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    stream: object = None
+
+    def __len__(self):
+        return len(self.y)
+
+    def subset(self, index):
+        index = index.to(self.y.device)
+        if self.stream is None:
+            return Images(self.x[index], self.y[index])
+        return Images(None, self.y[index], replace(self.stream, index=self.stream.index[index.cpu()]))
+
+
+@dataclass
+class Data:
+    """train and test (Images), and `view`, which makes of uint8 images what a net sees."""
+
+    name: str
+    classes: int
+    shape: tuple  # (C, H, W)
+    train: Images
+    test: Images
+    mean: tuple
+    std: tuple
+
+    def view(self, x, augment="none"):
+        """uint8 (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: none | crop | crop_flip."""
+        if augment != "none":
+            x = crop_flip(x, max(1, x.shape[-1] // 8), flip=augment == "crop_flip")
+        mean, scale = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) * 255 for v in (self.mean, self.std))
+        x = (x - mean) / scale
+        return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+
+def load(name, data_dir="data", device="cpu", img_size=None, normalize="half", workers=None):
+    """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
+
+    img_size: pixels, the data set's usual size if None. normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
+    Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
+    """
+    name, spec = spec_of(name)
+    size = img_size or spec.size
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
+    classes = spec.classes or max(len(set(p.y.tolist())) for p in parts)
+    if normalize == "half":
+        mean = std = (0.5,) * spec.channels
+    elif spec.mean:
+        mean, std = spec.mean, spec.std
+    else:
+        mean, std = moments(parts[0])
+    return Data(name, classes, (spec.channels, size, size), *parts, mean, std)
+
+
+def spec_of(name):
+    """(canonical name, Spec)."""
+    if name.lower().startswith("folder:"):
+        path = name.partition(":")[2]
+        return f"folder:{path}", Spec(0, 3, 32, own_folder(path), path)
+    name = lookup(name, DATASETS, "data set", "or folder:PATH")
+    return name, DATASETS[name]
+
+
+def part(read, name, spec, data_dir, train, size, device, workers):
+    missing = f"put {spec.files} into {data_dir}/ (--data_dir names another folder); --dataset Digits needs no download"
+    try:
+        content = read(str(data_dir), train)
+    except FileNotFoundError as e:
+        where = f" ({e.filename})" if e.filename else ""
+        raise UsageError(f"{name} is not there{where}: {missing if name in DATASETS else e}") from None
+    except (urllib.error.URLError, RuntimeError, OSError, EOFError) as e:
+        raise RunError(f"{name} could not be downloaded or read ({e}): {missing}") from None
+    if isinstance(content, tuple):
+        x, y = content
+        return Images(resize(x.to(device), size), y.to(device))
+    y = torch.tensor(content.targets)
+    stream = Stream(content.samples, torch.arange(len(y)), size, train, workers)
+    if len(y) * spec.channels * size * size > RESIDENT_BYTES:
+        return Images(None, y.to(device), stream)
+    x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment=False)])
+    return Images(x.to(device), y.to(device))
+
+
+def resize(x, size):
+    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bilinear with antialiasing, in chunks."""
+    if x.shape[-2:] == (size, size):
+        return x
+    chunks = [F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255).to(torch.uint8) for c in x.split(5000)]
+    return torch.cat(chunks)
+
+
+def moments(images):
+    """Mean and standard deviation of each channel of the training images, in [0, 1]."""
+    if images.stream is not None:
+        raise UsageError("--normalize dataset is not known for a streamed folder; use --normalize half")
+    x = torch.cat([c.double().flatten(2).transpose(0, 1).reshape(c.shape[1], -1) for c in images.x.split(5000)], 1) / 255
+    return tuple(x.mean(1).tolist()), tuple(x.std(1).clamp_min(1e-3).tolist())
+
+
+def split(y, share, seed):
+    """Indices (chosen, rest) of a class-balanced draw: `share` of each class in (0, 1), or that number of each if an integer; at least one."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    y, chosen = y.cpu(), torch.zeros(len(y), dtype=torch.bool)
+    for label in y.unique():
+        of_class = order[y[order] == label]
+        take = share if isinstance(share, int) else math.floor(share * len(of_class) + 0.5)
+        chosen[of_class[: max(1, take)]] = True
+    return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+
+
+def crop_flip(x, pad, flip):
+    """Each image shifted by up to `pad` pixels (black comes in) and, where asked, mirrored with probability 1/2; one gather for the batch."""
+    b, c, h, w = x.shape
+    shift = torch.randint(0, 2 * pad + 1, (2, b, 1), device=x.device)
+    rows, cols = shift[0] + torch.arange(h, device=x.device), shift[1] + torch.arange(w, device=x.device)  # (B, H), (B, W)
+    if flip:
+        cols = torch.where(torch.rand(b, 1, device=x.device) < 0.5, cols.flip(1), cols)
+    padded = F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
+    return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
+# ---- what one can iterate
+
+
+class Batches:
+    """Shuffled mini-batches of tensors of equal length that lie on the device: `for x, answers in Batches(x, answers, size=128)`.
+
+    first: a function of the first tensor of each batch (a data set's view). steps: batches an epoch; without it, one pass.
+    A single image left over is dropped, since batch norm cannot train on one.
+    """
+
+    def __init__(self, *tensors, size, first=None, steps=None):
+        self.tensors, self.size, self.first = tensors, min(size, len(tensors[0])), first
+        n = len(tensors[0])
+        self.a_pass = n // self.size + (n % self.size > 1)
+        self.steps = steps or self.a_pass
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        n = len(self.tensors[0])
+        for step in range(self.steps):
+            k = step % self.a_pass
+            if k == 0:
+                order = torch.randperm(n, device=self.tensors[0].device)
+            index = order[k * self.size : (k + 1) * self.size]
+            batch = [t[index] for t in self.tensors]
+            if self.first:
+                batch[0] = self.first(batch[0])
+            yield tuple(batch)
+
+
+class Draw:
+    """`steps` batches an epoch, each a fresh `make()`: noise, images from a generator, mixes."""
+
+    def __init__(self, steps, make):
+        self.steps, self.make = steps, make
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        for _ in range(self.steps):
+            yield self.make()
+
+
+@dataclass
+class Stream:
+    """Files read anew at every pass by worker processes, for a data set that does not fit."""
+
+    samples: list
+    index: torch.Tensor
+    size: int
+    train: bool
+    workers: int
+
+    def loader(self, batch_size, shuffle, augment):
+        """Batches of uint8 (B, 3, size, size) and labels (B,), on the CPU."""
+        read = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()] if augment else [v2.Resize(self.resize_to()), v2.CenterCrop(self.size)]
+        files = Files(self.samples, self.index, v2.Compose([*read, v2.PILToTensor()]))
+        pin = torch.cuda.is_available()
+        return torch.utils.data.DataLoader(files, batch_size, shuffle, num_workers=self.workers, pin_memory=pin, drop_last=shuffle and len(files) > batch_size)
+
+    def resize_to(self):
+        return round(self.size / 0.875) if self.size > 64 else self.size  # 224 is cut out of 256; small images are used whole
+
+
+class Files(torch.utils.data.Dataset):
+    def __init__(self, samples, index, transform):
+        self.samples, self.index, self.transform = samples, index, transform
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, i):
+        path, label = self.samples[self.index[i]]
+        try:
+            return self.transform(torchvision.datasets.folder.pil_loader(path)), label
+        except OSError as e:
+            raise RunError(f"{path} is no readable image ({e}); take it out of the folder") from None
+
+
+class Streamed:
+    """A Stream with the face of Batches: (view(x), y) on the device."""
+
+    def __init__(self, images, size, first, augment):
+        self.loader = images.stream.loader(size, shuffle=True, augment=augment)
+        self.first, self.device = first, images.y.device
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for x, y in self.loader:
+            yield self.first(x.to(self.device, non_blocking=True)), y.to(self.device, non_blocking=True)

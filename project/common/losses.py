@@ -1,0 +1,20 @@
+"""Losses that more than one method uses.
+
+One convention: `s` student's, `t` teacher's logits, (B, K); KL is KL(teacher || student), mean over the batch. The one check is of
+shapes, since broadcasting is the error that trains on silently.
+"""
+
+import torch.nn.functional as F
+
+KL_SCALES = {"t2": 2, "t": 1, "1": 0}
+
+
+def kl(s, t, tau=1.0, scale="t2"):
+    """tau^2 * KL(softmax(t / tau) || softmax(s / tau)); Hinton et al. 2015, section 2.1. A scalar, in nats.
+
+    scale: `t2` keeps the gradient's size when tau changes, `t` is the factor of MEKD's released code, `1` none.
+    A constant added to a row of `s` or `t` changes nothing, so that log-probabilities serve as logits.
+    """
+    assert s.shape == t.shape, (s.shape, t.shape)
+    log_s, log_t = F.log_softmax(s / tau, 1), F.log_softmax(t / tau, 1)  # (B, K)
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale]

@@ -1,0 +1,140 @@
+"""Options: a dataclass a script. A field is an option, its comment the help; a range in the comment, `in (0, 1]`, is enforced."""
+
+import argparse
+import difflib
+import inspect
+import math
+import re
+import sys
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_origin
+
+from .utils import UsageError
+
+ALIASES = {"model": ["student"], "response": ["res_type"]}
+
+
+@dataclass
+class Base:
+    """What every script shares."""
+
+    dataset: str = "MNIST"  # a data set of the list below, or folder:PATH with a folder a class
+    img_size: int = 0  # side of the images in pixels, 0 for the data set's usual one, in [0, 4096]
+    normalize: Literal["half", "dataset"] = "half"  # half: range [-1, 1]; dataset: the data set's mean and standard deviation
+    augment: Literal["none", "crop", "crop_flip"] = "none"  # shifts, and mirror images, of the training images at every step
+    lamda: float = 0.1  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
+    val: float = 0.0  # share of the training images held out of everything and evaluated instead of the test images, in [0, 1)
+    seed: int = 0  # of the run: the private share, the initial weights, the order of images, in [0, 4294967295]
+    tag: str = ""  # a name added to the run's folder, so that runs of other options lie beside each other
+    epochs: int = 240  # in [1, 1000000]
+    batch_size: int = 128  # in [1, 1000000]
+    optimizer: Literal["sgd", "adam"] = "sgd"  # of the net that is trained
+    lr: float = 0.1  # learning rate, in (0, 1000]
+    momentum: float = 0.9  # of SGD, in [0, 1)
+    weight_decay: float = 5e-4  # in [0, 1]
+    schedule: Literal["multistep", "cosine"] = "multistep"  # how the learning rate falls
+    milestones: str = "1/3,2/3"  # epochs at which it is multiplied by gamma, or shares of all epochs
+    gamma: float = 0.1  # in (0, 1]
+    eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated, in [1, 1000000]
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
+    amp: Literal["off", "bf16"] = "off"  # bf16: forward passes in bfloat16
+    compile: bool = False  # torch.compile the net that is trained
+    deterministic: bool = False  # bit-identical repetition on a GPU too, slower
+    workers: int = -1  # processes that read a streamed data set, -1 for one a core up to 8, in [-1, 1024]
+    data_dir: str = "data"  # where data sets lie or are downloaded to
+    checkpoints_dir: str = "checkpoints"  # where weights and results go
+    logs_dir: str = "logs"  # where log.jsonl, TensorBoard's events and pictures go
+    overwrite: bool = False  # start anew where this run has been before
+    dry_run: bool = False  # one epoch of two steps, nothing kept
+
+    FREE: ClassVar = {"query_budget", "device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}  # may differ on resume
+
+
+@dataclass
+class Asks(Base):
+    """A script that asks a teacher. NEEDS is the least response that its method can work with."""
+
+    NEEDS: ClassVar = "hard"
+
+    teacher: str = "ResNet32"  # the teacher's architecture, a model of the list below
+    teacher_seed: int = 0  # which run of teacher.py, in [0, 4294967295]
+    teacher_path: str = ""  # any checkpoint file of that architecture, instead of teacher.py's
+    response: str = "soft"  # what the teacher answers: logits | soft (probabilities) | topk:k | hard (a class) | inside (a white box)
+    query_budget: int = 0  # queries that it may be asked, 0 without limit, in [0, 1000000000000]
+
+
+@dataclass
+class Distill(Asks):
+    """A script that trains a student from a teacher."""
+
+    model: str = "ResNet8"  # the student's architecture, a model of the list below
+
+
+def helps(cls):
+    """{field: the comment beside it}, the nearest class first."""
+    found = {}
+    for c in reversed(cls.__mro__[:-1]):
+        for line in inspect.getsource(c).splitlines():
+            if m := re.match(r"    (\w+): [^#]*  # (.*)", line):
+                found[m[1]] = m[2]
+    return found
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line; for an unknown option the nearest there is."""
+        if unknown := re.match(r"unrecognized arguments: (--\w+)", message):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message = f"unknown option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        raise UsageError(f"{message}; python project/{self.prog} --help lists the options")
+
+
+def parse(cls, argv=None, script="script", epilog=""):
+    """An instance of the dataclass `cls` from a command line; names with `_` or `-`, `--name value` or `--name=value`."""
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
+    doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    parser = Parser(prog=f"{script}.py", description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    texts = helps(cls)
+    for f in fields(cls):
+        names = [f"--{n}" for n in (f.name, *ALIASES.get(f.name, []))]
+        text = texts.get(f.name, "").replace("%", "%%")
+        if f.type is bool:
+            parser.add_argument(*names, action="store_true", help=text)
+            continue
+        default = f"(default: {f.default})" if f.default != "" else ""
+        choices = get_args(f.type) if get_origin(f.type) is Literal else None
+        kind = str if choices else f.type
+        parser.add_argument(*names, type=kind, default=f.default, choices=choices, metavar="" if not choices else None, help=f"{text} {default}")
+    args = cls(**vars(parser.parse_args(argv)))
+    for name, text in texts.items():
+        if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):
+            check(name, getattr(args, name), *bounds.groups())
+    return args
+
+
+def check(name, value, left, low, high, right):
+    low, high = float(low), float(high)
+    above = value >= low if left == "[" else value > low
+    below = value <= high if right == "]" else value < high
+    if not (math.isfinite(value) and above and below):
+        raise UsageError(f"--{name} {value}: it must be in {left}{low:g}, {high:g}{right}")
+
+
+def milestones(args):
+    """Epochs at which the learning rate falls, from `80,160` or shares such as `1/3,0.75`."""
+    try:
+        marks = [m.strip() for m in args.milestones.split(",") if m.strip()]
+        shares = [float(m.partition("/")[0]) / float(m.partition("/")[2] or 1) for m in marks]
+        if any(not math.isfinite(v) or v <= 0 for v in shares):
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--milestones {args.milestones}: give epochs such as 80,160, or shares such as 1/3,2/3") from None
+    return [round(v * args.epochs) if v < 1 else round(v) for v in shares]
+
+
+def lr_at(args, epoch):
+    """The learning rate of epoch 1, 2, ..., args.epochs."""
+    if args.schedule == "cosine":
+        return args.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
+    return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))
