@@ -8,8 +8,9 @@ Differs: it sees labels, which no black-box method may; a method below this row 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from common.run import start
+
 from common.options import Base
+from common.run import start
 from common.utils import cli
 
 
@@ -25,7 +26,7 @@ def main(argv=None):
         return {"ce": F.cross_entropy(run.student(x), y)}
 
     run.fit(run.images(labels=True), loss)
-    run.finish()
+    return run.finish()
 
 
 if __name__ == "__main__":

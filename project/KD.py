@@ -4,16 +4,15 @@ Hinton et al. 2015, https://arxiv.org/abs/1503.02531
     python project/KD.py --teacher ResNet32 --model ResNet8
 
 Differs: no labels, as all black-box rows. The KL term has the source's factor t^2; `--kl_scale t` is MEKD's released code.
-Images that no augmentation changes are asked about once, not at every step. From hard answers: cross-entropy on the teacher's class.
+Images that no augmentation changes are asked about once, not at every step. From hard answers: cross-entropy on the teacher's classes.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
 from common.losses import kl
-from common.run import start
 from common.options import Distill
+from common.run import start
 from common.utils import cli
 
 
@@ -25,15 +24,13 @@ class Args(Distill):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, student, teacher = run.args, run.student, run.teacher
+    args, student = run.args, run.student
 
     def loss(x, t):  # t: the teacher's answers (B, K)
-        if teacher.hard:
-            return {"ce": F.cross_entropy(student(x), t)}
-        return {"kl": kl(student(x), t, args.t, args.kl_scale)}
+        return {"kl": kl(student(x), t, args.t, args.kl_scale, run.teacher.hard)}
 
     run.fit(run.asked(), loss)
-    run.finish()
+    return run.finish()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ and the images that the generator makes of both answers. Ma et al. 2024, https:/
     python project/DCGAN.py --teacher ResNet32
     python project/MEKD.py --teacher ResNet32 --model ResNet8 --res_type hard
 
-Differs: the KL term has the factor t^2; `--kl_scale t` is the released code.
+Differs: the KL term has the factor t^2; `--kl_scale t` is the released code. From hard answers the KL term is cross-entropy on the
+class: with the one-hot vector as logits at temperature 5, all targets are nearly uniform (Digits, validation: 88 % against 94 %).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
 from common.datasets import Batches, Draw
 from common.losses import kl
 from common.options import Distill
@@ -50,19 +52,19 @@ def main(argv=None):
         off = G(s / args.gen_t) - image  # (B, C, H, W)
         return {
             "image": args.w_f * (off.abs().mean() if args.F == "1" else off.square().mean()),
-            "kl": args.w_kl * kl(s, t, args.t, args.kl_scale),
+            "kl": args.w_kl * kl(s, t, args.t, args.kl_scale, teacher.hard),
         }
 
     if args.queries:
-        bought = [noise(args.queries)]
-        z, t = run.once("answers", args.queries, lambda: (bought[0], torch.cat([make(c)[1] for c in bought[0].split(1000)])))
-        parts = zip(*(make(c, a) for c, a in zip(z.split(1000), t.split(1000), strict=True)), strict=True)
+        z = noise(args.queries)
+        z, t = run.once("answers", len(z), lambda: (z, torch.cat([make(c)[1] for c in z.split(1000)])))
+        parts = zip(*map(make, z.split(1000), t.split(1000)), strict=True)
         batches = Batches(*map(torch.cat, parts), size=args.batch_size, steps=args.steps)
     else:
         teacher.afford(args.epochs * args.steps * args.batch_size)
         batches = Draw(args.steps, lambda: make(noise(args.batch_size)))
     run.fit(batches, loss)
-    run.finish()
+    return run.finish()
 
 
 if __name__ == "__main__":

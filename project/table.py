@@ -238,7 +238,7 @@ def rows_of(table, cells, pair):
         if len(results) < len(mine):
             failed = next((t.why for t in mine if t.state == "failed"), "")
             missing = f"{len(results)} of {len(mine)} seeds" + (f"; failed: {failed}" if failed else "")
-            row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({failed and 'failed: ' + failed or 'not run'})"
+            row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({(failed and 'failed: ' + failed) or 'not run'})"
         rows.append(row)
     return rows
 
@@ -252,7 +252,10 @@ def markdown(rows):
     columns = used(rows)
     text = [[c if c != "accuracy" else "accuracy (last), %" for c in columns]] + [[r[c].replace("|", "/") for c in columns] for r in rows]
     widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
-    lines = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |" for line in text]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in text
+    ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
     return "\n".join(lines)
 
@@ -270,7 +273,14 @@ def settings(table, cells):
     """One line a script with the options that the table gives it."""
     given = {}
     for task in cells.values():
-        given.setdefault(task.script, {k: v for k, v in task.options.items() if k not in ("dataset", "teacher", "model", "seed", "response", "checkpoints_dir", "logs_dir")})
+        given.setdefault(
+            task.script,
+            {
+                k: v
+                for k, v in task.options.items()
+                if k not in ("dataset", "teacher", "model", "seed", "response", "checkpoints_dir", "logs_dir")
+            },
+        )
     return [f"- {script}: " + (", ".join(f"{k} {v}" for k, v in options.items()) or "defaults") for script, options in given.items()]
 
 
@@ -291,7 +301,15 @@ def picture(table, cells, path):
             y = [r["accuracy"] for r in results]
             x = statistics.mean(r["queries"] for r in results)
             if x:
-                ax.errorbar(x, statistics.mean(y), [[statistics.mean(y) - min(y)], [max(y) - statistics.mean(y)]], fmt="o", capsize=4, color=f"C{i}", label=name)
+                ax.errorbar(
+                    x,
+                    statistics.mean(y),
+                    [[statistics.mean(y) - min(y)], [max(y) - statistics.mean(y)]],
+                    fmt="o",
+                    capsize=4,
+                    color=f"C{i}",
+                    label=name,
+                )
             else:
                 ax.axhline(statistics.mean(y), ls="--", lw=1.2, color=f"C{i}", label=f"{name} (no queries)")
         ax.set(title=pair, xlabel="queries (with the generator's)", ylabel="test accuracy of the last epoch, %")
@@ -307,7 +325,23 @@ def picture(table, cells, path):
 
 def measured(cells):
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
-    keys = ["method", "pair", "seed", "accuracy", "best", "top5", "agreement", "teacher_accuracy", "queries", "private", "synthetic", "bytes", "seconds", "peak_mb", "device"]
+    keys = [
+        "method",
+        "pair",
+        "seed",
+        "accuracy",
+        "best",
+        "top5",
+        "agreement",
+        "teacher_accuracy",
+        "queries",
+        "private",
+        "synthetic",
+        "bytes",
+        "seconds",
+        "peak_mb",
+        "device",
+    ]
     lines = []
     for (pair, name, seed), task in cells.items():
         if r := task.result:
@@ -350,7 +384,13 @@ def main(argv=None):
         rows = rows_of(table, cells, pair)
         text += [f"{pair} on {table['dataset']}, seeds {', '.join(map(str, table['seeds']))}", "", markdown(rows), ""]
         tex += [latex(rows, f"{pair} on {table['dataset']}"), ""]
-    text += ["Accuracies in percent, mean ± standard deviation over seeds. Queries include those of the generator's training.", "Settings:", "", *settings(table, cells), ""]
+    text += [
+        "Accuracies in percent, mean ± standard deviation over seeds. Queries include those of the generator's training.",
+        "Settings:",
+        "",
+        *settings(table, cells),
+        "",
+    ]
     print("\n".join(text))
     out = Path(args.logs_dir) / "tables" / Path(args.table).stem
     save_text(out.with_suffix(".md"), "\n".join(text))

@@ -8,8 +8,9 @@ Differs: nothing of the method. As in the tables it trains on all training image
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from common.run import start
+
 from common.options import Base
+from common.run import start
 from common.utils import cli
 
 
@@ -26,7 +27,7 @@ def main(argv=None):
         return {"ce": F.cross_entropy(run.student(x), y)}
 
     run.fit(run.images(labels=True), loss)
-    run.finish(teacher=run.student)
+    return run.finish(teacher=run.student)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class BlackBox:
     def inside(self):
         """The net itself, for a method that needs its features or gradients. UsageError where the teacher is a black box."""
         if self.response != "inside":
-            raise UsageError(f"this method must look inside the teacher, and --response {self.response} is a black box; give --response inside if you own the teacher")
+            raise UsageError(
+                f"this method looks inside the teacher, and --response {self.response} is a black box; your own: --response inside"
+            )
         return self.net
 
     def __call__(self, x, synthetic=False):
@@ -57,7 +59,8 @@ class BlackBox:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
         asked = self.counts["queries"]
         if self.budget is not None and asked + n > self.budget:
-            raise UsageError(f"--query_budget {self.budget} allows {self.budget - asked} more queries, {n} are wanted ({asked} asked so far); raise it, or ask about fewer images")
+            left = f"--query_budget {self.budget} allows {self.budget - asked} more queries ({asked} asked so far)"
+            raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
     @torch.no_grad()
     def audit(self, x):

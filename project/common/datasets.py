@@ -7,6 +7,7 @@ standard deviation are asked for, and augments whole batches on the device.
 import math
 import os
 import urllib.error
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def syndigits(folder, train):
     """Synthetic Digits (Ganin & Lempitsky 2015) in its authors' two files, of SVHN's layout."""
     from scipy.io import loadmat
 
-    content = loadmat(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat")
+    with open(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat", "rb") as f:
+        content = loadmat(f)
     x = torch.as_tensor(content["X"]).permute(3, 2, 0, 1).contiguous()  # (32, 32, 3, N)
     return x, torch.as_tensor(content["y"].astype(np.int64)).flatten() % 10
 
@@ -93,7 +95,7 @@ def imagenet(folder, train):
 
 
 def own_folder(root):
-    """The user's images: PATH/train and PATH/test (or val) with a folder a class, or a folder a class alone, a fifth of it kept for testing."""
+    """The user's images: PATH/train and PATH/test (or val) with a folder a class; or a folder a class, a fifth kept for testing."""
 
     def read(folder, train):
         path = Path(root).expanduser()
@@ -128,7 +130,9 @@ DATASETS = {
     "KMNIST": Spec(10, 1, 32, torchvision_set("KMNIST"), idx_files("KMNIST")),
     "USPS": Spec(10, 1, 32, torchvision_set("USPS"), "usps.bz2 and usps.t.bz2"),
     "SVHN": Spec(10, 3, 32, torchvision_set("SVHN", split=("train", "test")), "train_32x32.mat and test_32x32.mat"),
-    "SynDigits": Spec(10, 3, 32, syndigits, "SynDigits/synth_train_32x32.mat and SynDigits/synth_test_32x32.mat (no host offers them steadily)"),
+    "SynDigits": Spec(
+        10, 3, 32, syndigits, "SynDigits/synth_train_32x32.mat and SynDigits/synth_test_32x32.mat (no host offers them steadily)"
+    ),
     "CIFAR10": Spec(10, 3, 32, torchvision_set("CIFAR10"), "cifar-10-python.tar.gz, or its folder cifar-10-batches-py", *CIFAR10),
     "CIFAR100": Spec(100, 3, 32, torchvision_set("CIFAR100"), "cifar-100-python.tar.gz, or its folder cifar-100-python", *CIFAR100),
     "TinyImageNet": Spec(200, 3, 64, tiny_imagenet, "tiny-imagenet-200/, the unpacked tiny-imagenet-200.zip"),
@@ -178,15 +182,16 @@ class Data:
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
 
-def load(name, data_dir="data", device="cpu", img_size=None, normalize="half", workers=None):
+def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1):
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
-    img_size: pixels, the data set's usual size if None. normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
+    img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8.
+    normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
     Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
     """
     name, spec = spec_of(name)
     size = img_size or spec.size
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(8, os.cpu_count() or 1) if workers < 0 else workers
     parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
     classes = spec.classes or max(len(set(p.y.tolist())) for p in parts)
     if normalize == "half":
@@ -214,7 +219,7 @@ def part(read, name, spec, data_dir, train, size, device, workers):
     except FileNotFoundError as e:
         where = f" ({e.filename})" if e.filename else ""
         raise UsageError(f"{name} is not there{where}: {missing if name in DATASETS else e}") from None
-    except (urllib.error.URLError, RuntimeError, OSError, EOFError) as e:
+    except (urllib.error.URLError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as e:
         raise RunError(f"{name} could not be downloaded or read ({e}): {missing}") from None
     if isinstance(content, tuple):
         x, y = content
@@ -231,7 +236,10 @@ def resize(x, size):
     """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bilinear with antialiasing, in chunks."""
     if x.shape[-2:] == (size, size):
         return x
-    chunks = [F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255).to(torch.uint8) for c in x.split(5000)]
+    chunks = [
+        F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255).to(torch.uint8)
+        for c in x.split(5000)
+    ]
     return torch.cat(chunks)
 
 
@@ -244,7 +252,7 @@ def moments(images):
 
 
 def split(y, share, seed):
-    """Indices (chosen, rest) of a class-balanced draw: `share` of each class in (0, 1), or that number of each if an integer; at least one."""
+    """Indices (chosen, rest) of a class-balanced draw: of each class a share in (0, 1), or an integer number; at least one."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     y, chosen = y.cpu(), torch.zeros(len(y), dtype=torch.bool)
     for label in y.unique():
@@ -255,8 +263,8 @@ def split(y, share, seed):
 
 
 def crop_flip(x, pad, flip):
-    """Each image shifted by up to `pad` pixels (black comes in) and, where asked, mirrored with probability 1/2; one gather for the batch."""
-    b, c, h, w = x.shape
+    """Each image shifted by up to `pad` pixels (black comes in), and mirrored or not where asked; one gather for the batch."""
+    b, _, h, w = x.shape
     shift = torch.randint(0, 2 * pad + 1, (2, b, 1), device=x.device)
     rows, cols = shift[0] + torch.arange(h, device=x.device), shift[1] + torch.arange(w, device=x.device)  # (B, H), (B, W)
     if flip:
@@ -311,6 +319,19 @@ class Draw:
             yield self.make()
 
 
+class Map:
+    """Batches, each passed through f."""
+
+    def __init__(self, batches, f):
+        self.batches, self.f = batches, f
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return (self.f(*batch) for batch in self.batches)
+
+
 @dataclass
 class Stream:
     """Files read anew at every pass by worker processes, for a data set that does not fit."""
@@ -323,10 +344,16 @@ class Stream:
 
     def loader(self, batch_size, shuffle, augment):
         """Batches of uint8 (B, 3, size, size) and labels (B,), on the CPU."""
-        read = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()] if augment else [v2.Resize(self.resize_to()), v2.CenterCrop(self.size)]
+        read = (
+            [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
+            if augment
+            else [v2.Resize(self.resize_to()), v2.CenterCrop(self.size)]
+        )
         files = Files(self.samples, self.index, v2.Compose([*read, v2.PILToTensor()]))
         pin = torch.cuda.is_available()
-        return torch.utils.data.DataLoader(files, batch_size, shuffle, num_workers=self.workers, pin_memory=pin, drop_last=shuffle and len(files) > batch_size)
+        return torch.utils.data.DataLoader(
+            files, batch_size, shuffle, num_workers=self.workers, pin_memory=pin, drop_last=shuffle and len(files) > batch_size
+        )
 
     def resize_to(self):
         return round(self.size / 0.875) if self.size > 64 else self.size  # 224 is cut out of 256; small images are used whole

@@ -26,14 +26,16 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images (B, C, H, W) -> logit (B, 1) of being real."""
+    """images (B, C, H, W) -> logit (B, 1) of being real. Give it real and generated images as one batch: its batch norm
+    would bring either to the same mean if it saw them apart, and where the last feature map is 1 x 1 leave nothing to tell.
+    """
 
-    def __init__(self, shape):
+    def __init__(self, shape, dropout=0.25):
         super().__init__()
         channels, size, _ = shape
         layers = []
         for i, (cin, cout) in enumerate(zip((channels, 16, 32, 64), (16, 32, 64, 128), strict=True)):
-            layers += [nn.Conv2d(cin, cout, 3, 2, 1), nn.LeakyReLU(0.2, inplace=True), nn.Dropout2d(0.25)]
+            layers += [nn.Conv2d(cin, cout, 3, 2, 1), nn.LeakyReLU(0.2, inplace=True), nn.Dropout2d(dropout)]
             layers += [nn.BatchNorm2d(cout)] if i else []
             size = (size + 1) // 2
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * size * size, 1))

@@ -47,7 +47,16 @@ class Base:
     overwrite: bool = False  # start anew where this run has been before
     dry_run: bool = False  # one epoch of two steps, nothing kept
 
-    FREE: ClassVar = {"query_budget", "device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}  # may differ on resume
+    FREE: ClassVar = {
+        "query_budget",
+        "device",
+        "workers",
+        "data_dir",
+        "checkpoints_dir",
+        "logs_dir",
+        "overwrite",
+        "dry_run",
+    }  # may differ on resume
 
 
 @dataclass
@@ -94,7 +103,9 @@ def parse(cls, argv=None, script="script", epilog=""):
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
     doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
-    parser = Parser(prog=f"{script}.py", description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog=f"{script}.py", description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     texts = helps(cls)
     for f in fields(cls):
         names = [f"--{n}" for n in (f.name, *ALIASES.get(f.name, []))]
@@ -105,7 +116,9 @@ def parse(cls, argv=None, script="script", epilog=""):
         default = f"(default: {f.default})" if f.default != "" else ""
         choices = get_args(f.type) if get_origin(f.type) is Literal else None
         kind = str if choices else f.type
-        parser.add_argument(*names, type=kind, default=f.default, choices=choices, metavar="" if not choices else None, help=f"{text} {default}")
+        parser.add_argument(
+            *names, type=kind, default=f.default, choices=choices, metavar="" if not choices else None, help=f"{text} {default}"
+        )
     args = cls(**vars(parser.parse_args(argv)))
     for name, text in texts.items():
         if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):

@@ -30,6 +30,8 @@ def cli(main):
         sys.exit(complain(script, e, 2))
     except (RunError, OSError, torch.OutOfMemoryError) as e:
         sys.exit(complain(script, e, 1))
+    except KeyboardInterrupt:
+        sys.exit(complain(script, "stopped before anything was done", 130))
 
 
 def complain(script, error, status):
@@ -132,7 +134,9 @@ def read(path):
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except pickle.UnpicklingError:
-        raise UsageError(f"{path} holds more than weights (or is no checkpoint at all), and is not run; save model.state_dict() instead") from None
+        raise UsageError(
+            f"{path} holds more than weights (or is no checkpoint at all), and is not run; save model.state_dict() instead"
+        ) from None
     except Exception as e:
         reason = "it is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(e).split("\n")[0] or type(e).__name__
         raise UsageError(f"{path} cannot be read as a checkpoint ({reason}); it is truncated or of another kind: make it anew") from None

@@ -1,5 +1,7 @@
 """MODELS by name, and `build`: a classifier for any number of classes, channels and any image size that its family allows."""
 
+import warnings
+
 import torch
 import torch.nn as nn
 import torchvision
@@ -43,7 +45,7 @@ def torchvision_names():
 def canonical(name):
     """The name as MODELS spells it; raises UsageError with the list of what there is."""
     if name.lower().startswith("torchvision:"):
-        kind, _, inner = name.partition(":")
+        inner = name.partition(":")[2]
         found = matching(inner, torchvision_names())
         if not found:
             raise UsageError(f"torchvision has no classifier {inner!r}; it has: {', '.join(torchvision_names())}")
@@ -74,7 +76,7 @@ def make(name, classes, channels, size):
 def takes(name, classes, channels, size):
     """Whether a forward pass of two images of this size goes through; on the meta device, so that nothing is computed."""
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.device("meta"), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of layers without weights
             return make(name, classes, channels, size)(torch.empty(2, channels, size, size)).shape == (2, classes)
     except (RuntimeError, ValueError, ZeroDivisionError):
         return False

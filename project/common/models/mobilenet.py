@@ -1,4 +1,4 @@
-"""MobileNet (Howard et al. 2017, CIFAR stem of stride 1) and MobileNetV2 (Sandler et al. 2018; width 0.5, as in the CIFAR distillation tables)."""
+"""MobileNet (Howard et al. 2017, CIFAR stem of stride 1) and MobileNetV2 (Sandler et al. 2018; width 0.5, as in KD tables)."""
 
 import torch.nn as nn
 

@@ -1,0 +1,34 @@
+# Two commands that set up everything on a fresh machine:
+#   make reproduce    the main job on Digits (no download, no GPU), to a printed table
+#   make test         the tests
+# The environment is .venv; it is made once, and again when requirements.txt changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+
+.PHONY: reproduce test lint clean
+
+reproduce: .venv/ready
+	$(BIN)/python project/table.py digits --jobs $(JOBS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/ready: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+.venv/dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist ruff -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,51 @@
+"""Every test that runs a script does it through `script(name, ...)`, on Digits in a temporary home with tiny nets."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem != "table")
+
+
+def flags(options):
+    return [x for k, v in options.items() for x in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
+
+
+def home_flags(home):
+    return {"checkpoints_dir": home / "checkpoints", "logs_dir": home / "logs", "dataset": "Digits", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A home with a teacher of Digits (LeNet5_half at 16 pixels would not do at 8: ResNet8) and a generator of a few epochs."""
+    home = tmp_path_factory.mktemp("home")
+    run("teacher", home, model="ResNet8", epochs=4, eval_every=4)
+    run("DCGAN", home, teacher="ResNet8", epochs=2, lamda=0.2, eval_every=2)
+    return home
+
+
+def run(name, home, **options):
+    """The script's main, in this process; gives its result."""
+    return importlib.import_module(name).main(flags(home_flags(home) | options))
+
+
+@pytest.fixture
+def script(trained, tmp_path):
+    """script(name, **options) in a fresh home that holds the trained teacher and generator."""
+    import shutil
+
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+
+    def call(name, **options):
+        return run(name, tmp_path, **({} if name in ("teacher", "CE") else {"teacher": "ResNet8"}) | options)
+
+    call.home = tmp_path
+    return call

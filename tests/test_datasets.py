@@ -1,0 +1,172 @@
+"""Data sets: tensors, balanced draws, batches, augmentation; folders; and what is said when something is missing."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from common import datasets
+from common.datasets import Batches, Data, Draw, Images, crop_flip, load, resize, split
+from common.utils import RunError, UsageError
+
+
+def test_digits_come_without_a_download(tmp_path):
+    data = load("digits", tmp_path)
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (1297, 500, 10, (1, 8, 8))
+    assert data.train.x.dtype == torch.uint8 and data.test.y.bincount().tolist() == [50] * 10
+    x = data.view(data.train.x)
+    assert x.min() == -1 and x.max() == 1 and x.dtype == torch.float32
+    seen = {tuple(row) for row in data.train.x.flatten(1).tolist()}
+    assert not any(tuple(row) in seen for row in data.test.x.flatten(1).tolist())  # no test image is trained on
+
+
+def test_img_size_and_normalize():
+    data = load("Digits", img_size=16, normalize="dataset")
+    x = data.view(data.train.x)
+    assert x.shape[1:] == (1, 16, 16)
+    assert x.mean().abs() < 1e-3 and x.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_resize_equals_the_library_per_image():
+    x = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    one = F.interpolate(x[1:2].float(), (12, 12), mode="bilinear", antialias=True).round().to(torch.uint8)
+    assert torch.equal(resize(x, 12)[1:2], one) and resize(x, 8) is x
+
+
+def test_split_is_balanced_repeatable_and_complete():
+    y = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
+    a, rest = split(y, 0.1, seed=3)
+    assert y[a].bincount().tolist() == [10, 5, 1]  # at least one of a rare class
+    assert sorted(torch.cat([a, rest]).tolist()) == list(range(153))
+    assert torch.equal(a, split(y, 0.1, seed=3)[0]) and not torch.equal(a, split(y, 0.1, seed=4)[0])
+    assert y[split(y, 2, seed=0)[0]].bincount().tolist() == [2, 2, 2]
+
+
+def test_shares_of_one_seed_are_nested():
+    y = torch.arange(1000) % 10
+    small, large = (set(split(y, s, seed=0)[0].tolist()) for s in (0.1, 0.5))
+    assert small < large
+
+
+def test_batches_cover_every_image_once_and_drop_a_single_left_over():
+    x, y = torch.arange(10), torch.arange(10) * 2
+    got = list(Batches(x, y, size=4, first=lambda b: b + 100))
+    assert [len(a) for a, _ in got] == [4, 4, 2]
+    assert sorted((torch.cat([a for a, _ in got]) - 100).tolist()) == list(range(10))
+    assert all(torch.equal((a - 100) * 2, b) for a, b in got)
+    assert [len(a) for (a,) in Batches(torch.arange(9), size=4)] == [4, 4]
+    assert [len(a) for (a,) in Batches(torch.arange(3), size=128)] == [3]
+
+
+def test_batches_of_a_number_of_steps_go_round():
+    got = list(Batches(torch.arange(6), size=3, steps=5))
+    assert len(got) == 5
+    assert sorted(torch.cat([a for (a,) in got[:2]]).tolist()) == list(range(6)) == sorted(torch.cat([a for (a,) in got[2:4]]).tolist())
+
+
+def test_draw_makes_anew():
+    made = iter(range(100))
+    draw = Draw(3, lambda: (next(made),))
+    assert len(draw) == 3 and list(draw) == [(0,), (1,), (2,)] and list(draw)[0] == (3,)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_flip_equals_one_of_the_views_made_naively(flip):
+    torch.manual_seed(0)
+    x = torch.randint(1, 256, (40, 2, 5, 5), dtype=torch.uint8)
+    out, padded = crop_flip(x, 1, flip), F.pad(x, (1, 1, 1, 1))
+    views = [padded[:, :, i : i + 5, j : j + 5] for i in range(3) for j in range(3)]
+    views += [v.flip(3) for v in views] if flip else []
+    hits = torch.stack([(out == v).flatten(1).all(1) for v in views])  # (views, B)
+    assert hits.any(0).all() and out.dtype == torch.uint8
+    assert hits.any(1).sum() >= 8  # not always the same
+
+
+def test_crops_are_drawn_over_all_views():
+    torch.manual_seed(0)
+    x = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).expand(2000, 1, 5, 5)
+    assert len({tuple(v) for v in crop_flip(x, 1, True).flatten(1).tolist()}) == 18
+
+
+def folder_of_images(root, sizes=((9, 7), (12, 12)), classes=("cat", "dog"), each=10):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            image = rng.integers(0, 80, (*sizes[i % len(sizes)], 3), dtype=np.uint8) + np.uint8(150 * label)
+            Image.fromarray(image).save(root / name / f"{i}.png")
+
+
+def test_a_users_folder_with_a_class_a_folder(tmp_path):
+    folder_of_images(tmp_path / "mine")
+    data = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
+    assert (data.classes, data.shape, len(data.train), len(data.test)) == (2, (3, 8, 8), 16, 4)
+    means = data.train.x.float().flatten(1).mean(1)
+    assert (means[data.train.y == 0] < 100).all() and (means[data.train.y == 1] > 150).all()
+
+
+def test_a_users_folder_with_train_and_val(tmp_path):
+    folder_of_images(tmp_path / "train")
+    folder_of_images(tmp_path / "val", each=3)
+    data = load(f"folder:{tmp_path}", img_size=8, workers=0)
+    assert (len(data.train), len(data.test)) == (20, 6)
+
+
+def test_what_does_not_fit_is_streamed_with_the_same_images(tmp_path, monkeypatch):
+    folder_of_images(tmp_path / "mine", sizes=((8, 8),))
+    whole = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
+    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 0)
+    data = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
+    x = torch.cat([x for x, _ in data.train.stream.loader(4, shuffle=False, augment=False)])
+    assert torch.equal(x, whole.train.x) and torch.equal(data.train.y, whole.train.y)
+    part = data.train.subset(torch.tensor([3, 5]))
+    assert torch.equal(next(iter(part.stream.loader(4, False, False)))[0], whole.train.x[[3, 5]])
+    batches = datasets.Streamed(data.train, 4, data.view, augment=True)
+    assert len(batches) == 4 and all(x.shape == (4, 3, 8, 8) and x.abs().max() <= 1 for x, y in batches)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    folder_of_images(tmp_path / "mine")
+    (tmp_path / "mine" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises((RunError, UsageError), match="0.png is no readable image"):
+        load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
+
+
+def test_view_normalises_each_channel():
+    none = Images(torch.zeros(0, 3, 2, 2), torch.zeros(0))
+    data = Data("x", 2, (3, 2, 2), none, none, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    x = data.view(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    assert x[0, :, 0, 0].tolist() == pytest.approx([1.8, 0.8, 0.35])
+
+
+@pytest.mark.parametrize("name, words", [
+    ("MINST", "did you mean MNIST"), ("folder:/nowhere/at/all", "nowhere"), ("SynDigits", "synth_train_32x32.mat"),
+    ("TinyImageNet", "tiny-imagenet-200"), ("imagenet", "imagenet/train"),
+])  # fmt: skip
+def test_what_is_not_there_is_said(name, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        load(name, tmp_path)
+
+
+def test_a_failed_download_says_which_file_where_and_what_needs_none(tmp_path, monkeypatch):
+    def no_network(*args, **kw):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
+    with pytest.raises(RunError, match=r"MNIST/raw/train-images-idx3-ubyte.gz.*--data_dir.*Digits needs no download"):
+        load("mnist", tmp_path)
+
+
+def test_real_files_if_they_are_beside_the_project(tmp_path):
+    import shutil
+
+    from conftest import ROOT
+
+    files = ROOT.parent / "shared" / "data" / "MNIST"
+    if not files.exists():
+        pytest.skip("no MNIST files beside the project")
+    shutil.copytree(files, tmp_path / "MNIST")
+    data = load("MNIST", tmp_path)
+    assert (len(data.train), len(data.test), data.shape) == (60000, 10000, (1, 32, 32))
+    assert data.train.y[:5].tolist() == [5, 0, 4, 1, 9]

@@ -1,0 +1,85 @@
+"""Models: published parameter counts, logits and penultimate feature, any channels and the sizes a family allows."""
+
+import pytest
+import torch
+
+from common.models import MODELS, build, canonical, parameters
+from common.utils import UsageError
+
+# method cards: 3 channels unless said otherwise
+COUNTS_10 = {
+    "ResNet8": 78_042, "ResNet20": 272_474, "ResNet32": 466_906, "ResNet56": 855_770, "ResNet110": 1_730_714,
+    "ResNet8x4": 1_210_410, "ResNet32x4": 7_410_730, "ResNet18": 11_173_962, "ResNet34": 21_282_122, "ResNet50": 23_520_842,
+    "WRN16_1": 175_066, "WRN16_2": 691_674, "WRN40_1": 563_930, "WRN40_2": 2_243_546,
+    "VGG8_BN": 3_918_858, "VGG11_BN": 9_231_114, "VGG13_BN": 9_416_010, "ShuffleNetV2": 1_263_278, "MobileNet": 3_217_226,
+    "AlexNet": 23_290_954, "AlexNet_half": 5_840_426, "AlexNet_quarter": 1_468_954, "torchvision:mobilenet_v2": 2_236_682,
+}  # fmt: skip
+COUNTS_100 = {"ResNet14": 181_108, "ResNet44": 667_188, "ShuffleNetV1": 949_258, "ShuffleNetV2": 1_355_528, "MobileNetV2": 812_836}
+COUNTS_28 = {"LeNet5": 187_780, "LeNet5_half": 47_645, "LeNet5_fifth": 7_964}  # one channel, 28 x 28
+
+
+@pytest.mark.parametrize(
+    "name, classes, shape, count",
+    [(n, 10, (3, 32, 32), c) for n, c in COUNTS_10.items()]
+    + [(n, 100, (3, 32, 32), c) for n, c in COUNTS_100.items()]
+    + [(n, 10, (1, 28, 28), c) for n, c in COUNTS_28.items()],
+)
+def test_parameter_counts(name, classes, shape, count):
+    with torch.device("meta"):
+        assert parameters(build(name, classes, shape, "meta")) == count
+
+
+def test_vgg_without_batch_norm_lacks_just_its_parameters():
+    for depth, channels in {8: 64 + 128 + 256 + 512 + 512, 19: 2 * 64 + 2 * 128 + 4 * 256 + 8 * 512}.items():
+        assert parameters(build(f"VGG{depth}_BN", 10, (3, 32, 32))) - parameters(build(f"VGG{depth}", 10, (3, 32, 32))) == 2 * channels
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_feature(name):
+    size = 16 if name.startswith(("LeNet", "AlexNet")) else 8
+    torch.manual_seed(0)
+    net = build(name, 7, (2, size, size)).eval()
+    x = torch.randn(3, 2, size, size)
+    with torch.no_grad():
+        s, f = net(x, feature=True)
+        assert s.shape == (3, 7) and f.shape[0] == 3 and f.dim() == 2
+        assert torch.equal(net(x), s)
+        assert torch.allclose(getattr(net, net.HEAD)(f), s, atol=1e-6)
+
+
+def test_two_passes_of_a_train_step_lower_the_loss():
+    torch.manual_seed(0)
+    net, x, y = build("ResNet8", 4, (1, 8, 8)), torch.randn(16, 1, 8, 8), torch.arange(16) % 4
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_torchvision_takes_other_channels_and_gives_the_feature():
+    net = build("torchvision:ResNet-18", 5, (1, 64, 64)).eval()
+    with torch.no_grad():
+        s, f = net(torch.zeros(2, 1, 64, 64), feature=True)
+    assert s.shape == (2, 5) and f.shape == (2, 512)
+    assert torch.allclose(net.net.fc(f), s, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given, name", [("wrn-40-2", "WRN40_2"), ("RESNET_32x4", "ResNet32x4"), ("torchvision:resnet-18", "torchvision:resnet18")]
+)
+def test_names_without_regard_to_case_and_dashes(given, name):
+    assert canonical(given) == name
+
+
+@pytest.mark.parametrize("name, shape, words", [
+    ("LeNet5", (1, 8, 8), "--img_size 16"), ("VGG13", (3, 4, 4), "--img_size 8"), ("AlexNet", (3, 8, 8), "--img_size 16"),
+    ("ResNet9", (3, 32, 32), "did you mean ResNet"), ("torchvision:nothing", (3, 32, 32), "resnet18"),
+])  # fmt: skip
+def test_what_cannot_be_is_said(name, shape, words):
+    with pytest.raises(UsageError, match=words):
+        build(name, 10, shape)
