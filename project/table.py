@@ -10,6 +10,7 @@ A row's run that is finished is not run again; one that fails leaves its reason 
 
 import argparse
 import csv
+import io
 import math
 import os
 import re
@@ -31,8 +32,8 @@ from common.models import canonical
 from common.utils import RunError, UsageError, cli, place, read_json, save_text, who
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = {"title", "dataset", "pairs", "seeds", "rows", "options", "scripts"}
-ROW_KEYS = {"name", "script", "options", "needs", "paper", "note"}
+KEYS = {"title", "paper", "dataset", "pairs", "seeds", "rows", "options", "scripts"}
+ROW_KEYS = {"name", "script", "options", "needs", "published"}
 COLUMNS = ["method", "accuracy", "best", "agreement", "queries", "private images sent", "MB sent", "minutes", "paper", "difference"]
 
 
@@ -197,39 +198,44 @@ def clock(seconds):
 # ---- printing
 
 
-def published():
-    """{(data set, teacher, student, method): value} of tables/published.csv."""
+def published(paper):
+    """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
     with open(ROOT / "tables" / "published.csv", newline="") as f:
-        return {(r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in csv.DictReader(f)}
+        return {
+            (r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in csv.DictReader(f) if r["paper"] == paper
+        }
 
 
-def spread(values, digits=2):
+def mean(values, digits=2):
+    return f"{statistics.mean(values):,.{digits}f}"
+
+
+def spread(values):
     """`mean ± standard deviation`, the latter from two values on; `-` for none."""
     values = [v for v in values if v is not None]
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    if len(values) < 2:
+        return mean(values) if values else "-"
+    return f"{mean(values)} ± {statistics.stdev(values):.2f}"
 
 
 def rows_of(table, cells, pair):
     """A list of {column: text} for one pair, in the file's order."""
-    paper, dataset = published(), spec_of(table["dataset"])[0]
+    paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
     teacher, student = (canonical(n.strip()) for n in pair.split("->"))
-    papers = {row["name"]: row.get("paper", row["name"]) for row in table["rows"]}
+    papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
     order = sorted({name for p, name, _ in cells if p == pair}, key=list(dict.fromkeys(n for p, n, _ in cells if p == pair)).index)
     rows = []
     for name in order:
         mine = [t for (p, n, _), t in cells.items() if p == pair and n == name]
         results = [t.result for t in mine if t.result]
-        got = lambda key, results=results: [r.get(key) for r in results]  # noqa: E731
+        got = {key: [r.get(key) for r in results] for key in ("accuracy", "best", "agreement", "queries", "private", "bytes", "seconds")}
         row = dict.fromkeys(COLUMNS, "-") | {"method": name}
-        row |= {"accuracy": spread(got("accuracy")), "best": spread(got("best")), "agreement": spread(got("agreement"))}
-        if any(r["queries"] for r in results):
-            row |= {"queries": spread(got("queries"), 0).split(" ")[0], "private images sent": spread(got("private"), 0).split(" ")[0]}
-            row["MB sent"] = f"{statistics.mean(r['bytes'] / 1e6 for r in results):,.1f}"
+        row |= {key: spread(got[key]) for key in ("accuracy", "best", "agreement")}
+        if any(got["queries"]):
+            row |= {"queries": mean(got["queries"], 0), "private images sent": mean(got["private"], 0)}
+            row["MB sent"] = mean([v / 1e6 for v in got["bytes"]], 1)
         if results:
-            row["minutes"] = f"{statistics.mean(r['seconds'] / 60 for r in results):.1f}"
+            row["minutes"] = mean([v / 60 for v in got["seconds"]])
         value = paper.get((dataset, teacher, student, papers.get(name, name)))
         if value is not None:
             row["paper"] = f"{value:.2f}"
@@ -261,27 +267,21 @@ def markdown(rows):
 
 
 def latex(rows, caption):
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"}
-    esc = lambda s: "".join(special.get(c, c) for c in s)  # noqa: E731
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"})
     columns = used(rows)
-    lines = [" & ".join(map(esc, columns)) + " \\\\ \\hline"] + [" & ".join(esc(r[c]) for c in columns) + " \\\\" for r in rows]
+    lines = [" & ".join(columns) + " \\\\ \\hline"]
+    lines += [" & ".join(r[c].translate(special) for c in columns) + " \\\\" for r in rows]
     spec = "l" + "r" * (len(columns) - 1)
     return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
 
 
-def settings(table, cells):
-    """One line a script with the options that the table gives it."""
-    given = {}
-    for task in cells.values():
-        given.setdefault(
-            task.script,
-            {
-                k: v
-                for k, v in task.options.items()
-                if k not in ("dataset", "teacher", "model", "seed", "response", "checkpoints_dir", "logs_dir")
-            },
-        )
-    return [f"- {script}: " + (", ".join(f"{k} {v}" for k, v in options.items()) or "defaults") for script, options in given.items()]
+def settings(cells):
+    """One line a row of the table, with the options that its runs were given."""
+    hidden = {"dataset", "teacher", "model", "seed", "data_dir", "checkpoints_dir", "logs_dir"}
+    given = {name: {k: v for k, v in task.options.items() if k not in hidden} for (_, name, _), task in cells.items()}
+    return [
+        f"- {name}: " + (", ".join(f"{k} {v}" for k, v in options.items()) or "the script's defaults") for name, options in given.items()
+    ]
 
 
 def picture(table, cells, path):
@@ -291,34 +291,27 @@ def picture(table, cells, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(5.6 * len(table["pairs"]), 4.2), squeeze=False)
+    fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(5.6 * len(table["pairs"]), 4.6), squeeze=False, layout="constrained")
     for ax, pair in zip(axes[0], table["pairs"], strict=True):
         names = dict.fromkeys(n for p, n, _ in cells if p == pair)
         for i, name in enumerate(names):
             results = [t.result for (p, n, _), t in cells.items() if (p, n) == (pair, name) and t.result and "accuracy" in t.result]
+            y, x = [r["accuracy"] for r in results], [r["queries"] for r in results]
             if not results:
                 continue
-            y = [r["accuracy"] for r in results]
-            x = statistics.mean(r["queries"] for r in results)
-            if x:
-                ax.errorbar(
-                    x,
-                    statistics.mean(y),
-                    [[statistics.mean(y) - min(y)], [max(y) - statistics.mean(y)]],
-                    fmt="o",
-                    capsize=4,
-                    color=f"C{i}",
-                    label=name,
-                )
+            middle = statistics.mean(y)
+            if any(x):
+                bar = [[middle - min(y)], [max(y) - middle]]
+                ax.errorbar(statistics.mean(x), middle, bar, fmt="os^Dv"[i % 5], capsize=4, color=f"C{i}", alpha=0.8, label=name)
+                ax.set_xscale("log")
             else:
-                ax.axhline(statistics.mean(y), ls="--", lw=1.2, color=f"C{i}", label=f"{name} (no queries)")
+                ax.axhline(middle, ls="--", lw=1.2, color=f"C{i}", label=f"{name}: no queries")
         ax.set(title=pair, xlabel="queries (with the generator's)", ylabel="test accuracy of the last epoch, %")
-        if ax.has_data() and len(ax.containers):
-            ax.set_xscale("log")
-            ax.legend(fontsize=8, loc="best")
+        ax.margins(x=0.15)
         ax.grid(alpha=0.3)
+        if names and ax.has_data():
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     fig.suptitle(table.get("title", ""), fontsize=10)
-    fig.tight_layout()
     fig.savefig(path, dpi=150)
     plt.close(fig)
 
@@ -349,8 +342,6 @@ def measured(cells):
             row |= {"versions": " ".join(f"{k} {v}" for k, v in r["versions"].items())}
             row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
             lines.append({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
-    import io
-
     out = io.StringIO()
     writer = csv.DictWriter(out, [*keys, "versions", "options"], lineterminator="\n")
     writer.writeheader()
@@ -388,10 +379,10 @@ def main(argv=None):
         "Accuracies in percent, mean ± standard deviation over seeds. Queries include those of the generator's training.",
         "Settings:",
         "",
-        *settings(table, cells),
+        *settings(cells),
         "",
     ]
-    print("\n".join(text))
+    print("\n".join(text), flush=True)
     out = Path(args.logs_dir) / "tables" / Path(args.table).stem
     save_text(out.with_suffix(".md"), "\n".join(text))
     save_text(out.with_suffix(".tex"), "\n".join(tex))

@@ -1,0 +1,158 @@
+"""The table: runs what is missing and no more, survives a failing run, prints and writes what was measured."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+import table
+from conftest import ROOT
+
+from common.utils import UsageError, save_json
+
+TINY = """
+title = "Tiny & quick"
+paper = "{paper}"
+dataset = "Digits"
+pairs = ["ResNet8 -> {student}"]
+seeds = [0, 1]
+rows = [
+  {{ name = "CE", script = "CE" }},
+  {{ name = "KD", script = "KD" }},
+  {{ name = "MEKD hard", script = "MEKD", needs = ["DCGAN"], options = {{ response = "hard", steps = 2 }} }},
+]
+[options]
+lamda = 0.2
+epochs = 1
+[scripts.teacher]
+lamda = 1.0
+epochs = 4
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """tiny(**changes): a table's file, and the flags for a home of its own."""
+
+    def make(student="ResNet8", paper="", more=""):
+        path = tmp_path / "tiny.toml"
+        path.write_text(TINY.format(student=student, paper=paper) + more)
+        return [str(path), "--checkpoints_dir", str(tmp_path / "c"), "--logs_dir", str(tmp_path / "l")]
+
+    make.home = tmp_path
+    return make
+
+
+def test_runs_what_is_missing_prints_and_writes_then_runs_nothing(tiny, capsys):
+    flags = tiny()
+    table.main([*flags, "--jobs", "2"])
+    out = capsys.readouterr().out
+    assert "[9/9]" in out and out.count("-> ResNet8 on Digits, seed") == 2
+    assert "± " in out and "| KD " in out and "259" in out
+    written = {p.suffix: p for p in (tiny.home / "l" / "tables").iterdir()}
+    assert set(written) == {".md", ".tex", ".csv", ".png"}
+    assert written[".md"].read_text().strip() in out
+    tex = written[".tex"].read_text()
+    assert "$\\pm$" in tex and tex.count("\\\\") == 6 and "\\end{tabular}" in tex
+    rows = list(csv.DictReader(written[".csv"].open()))
+    assert len(rows) == 9 and {r["method"] for r in rows} == {"teacher", "CE", "KD", "DCGAN", "MEKD hard"}
+    assert all("torch" in r["versions"] and "lamda=" in r["options"] for r in rows)
+    from PIL import Image
+
+    assert Image.open(written[".png"]).size[0] > 500
+    table.main(flags)
+    again = capsys.readouterr().out
+    assert "/9]" not in again and again == out[out.index("# Tiny") :]
+
+
+def test_dry_run_prints_commands_that_run(tiny, capsys):
+    table.main([*tiny(), "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and lines[0].startswith("python -u project/teacher.py --dataset Digits --model ResNet8 --seed 0")
+    command = [sys.executable, *lines[0].split()[1:]]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    table.main([*tiny(), "--dry_run"])
+    assert len(capsys.readouterr().out.splitlines()) == 8  # the teacher is there now
+
+
+def test_a_failing_run_says_why_and_the_others_go_on(tiny, capsys):
+    with pytest.raises(table.RunError, match=r"4 of 9 runs failed|6 of 9 runs failed"):
+        table.main([*tiny(student="LeNet5"), "--jobs", "2"])  # no 8 x 8 pixels for LeNet5
+    out = capsys.readouterr().out
+    assert "CE.py: LeNet5 cannot take 1x8x8 images" in out and "| teacher" in out and "DCGAN ResNet8 on Digits, seed 1" in out
+    ce = next(line for line in out.splitlines() if line.startswith("| CE"))
+    assert "failed: CE.py: LeNet5 cannot take" in ce and "--img_size 16" in ce
+
+
+def test_what_waits_for_a_failed_run_is_not_run(tiny, capsys):
+    with pytest.raises(table.RunError, match="9 of 9 runs failed|7 of 9 runs failed"):
+        table.main([*tiny(more="img_size = 9999\n"), "--jobs", "2"])  # scripts.teacher
+    assert "not run, teacher ResNet8 seed 0 failed" in capsys.readouterr().out
+
+
+def result(accuracy, **more):
+    return {
+        "accuracy": accuracy,
+        "best": accuracy,
+        "agreement": 90.0,
+        "queries": 1000,
+        "private": 10,
+        "bytes": 4e6,
+        "seconds": 30.0,
+        "versions": {},
+        "options": {},
+    } | more
+
+
+def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
+    pair = {"dataset": "Digits", "teacher": "ResNet8", "student": "ResNet8"}
+    rows = [{"paper": "ours", "method": "KD", "value": "90.00"} | pair, {"paper": "other", "method": "CE", "value": "1"} | pair]
+    monkeypatch.setattr(table.csv, "DictReader", lambda f: rows)
+    folder = tiny.home / "c" / "KD" / "Digits" / "ResNet8_to_ResNet8"
+    for seed, accuracy in enumerate((91.0, 92.0)):
+        save_json(folder / f"seed{seed}" / "result.json", result(accuracy))
+    table.main([*tiny(paper="ours"), "--show"])
+    lines = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| ")
+    }
+    got = dict(zip(lines["method"], lines["KD"], strict=True))
+    assert got == {
+        "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "queries": "1,000", "private images sent": "10",
+        "MB sent": "4.0", "minutes": "0.50", "paper": "90.00", "difference": "+1.50",
+    }  # fmt: skip
+    assert dict(zip(lines["method"], lines["CE"], strict=True))["accuracy (last), %"] == "(not run)"
+
+
+@pytest.mark.parametrize("name, words", [("digit", "there are: .*digits"), ("/nowhere.toml", "no table")])
+def test_unknown_tables(name, words):
+    with pytest.raises(UsageError, match=words):
+        table.main([name])
+
+
+@pytest.mark.parametrize("text, words", [
+    ("colour = 1", "unknown colour in the table"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds"),
+    ('dataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
+    ('dataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
+])  # fmt: skip
+def test_a_wrong_table_is_one_line(text, words, tmp_path):
+    (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        table.main([str(tmp_path / "tiny.toml")])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tables").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_table_of_the_house_can_be_planned(path, tmp_path, capsys):
+    table.main([path.stem, "--dry_run", "--checkpoints_dir", str(tmp_path)])
+    assert capsys.readouterr().out.count("python -u project/") >= 4
+
+
+def test_published_numbers_are_numbers_with_a_source():
+    rows = list(csv.DictReader((ROOT / "tables" / "published.csv").open()))
+    assert len(rows) > 300
+    assert all(0 < float(r["value"]) <= 100 and r["confidence"] in "ABCD" and r["source"] and r["paper"] and r["method"] for r in rows)
+    known = {(r["paper"], r["dataset"], r["teacher"], r["student"], r["method"]): r["value"] for r in rows}
+    assert known["logit KD tables", "CIFAR100", "ResNet56", "ResNet20", "KD"] == "70.66"
+    assert known["AEAHL-RG", "CIFAR10", "VGG11_BN", "ResNet18", "AEAHL-RG"] == "91.24"
+    assert known["MEKD", "ImageNet", "ResNet50", "ResNet34", "MEKD soft"] == "59.89"
