@@ -240,7 +240,7 @@ def rows_of(table, cells, pair):
         if value is not None:
             row["paper"] = f"{value:.2f}"
             if row["accuracy"] != "-":
-                row["difference"] = f"{statistics.mean(got('accuracy')) - value:+.2f}"
+                row["difference"] = f"{statistics.mean(got['accuracy']) - value:+.2f}"
         if len(results) < len(mine):
             failed = next((t.why for t in mine if t.state == "failed"), "")
             missing = f"{len(results)} of {len(mine)} seeds" + (f"; failed: {failed}" if failed else "")

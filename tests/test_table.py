@@ -47,7 +47,7 @@ def test_runs_what_is_missing_prints_and_writes_then_runs_nothing(tiny, capsys):
     flags = tiny()
     table.main([*flags, "--jobs", "2"])
     out = capsys.readouterr().out
-    assert "[9/9]" in out and out.count("-> ResNet8 on Digits, seed") == 2
+    assert "[9/9]" in out and out.count("-> ResNet8 on Digits, seed ") == 2
     assert "± " in out and "| KD " in out and "259" in out
     written = {p.suffix: p for p in (tiny.home / "l" / "tables").iterdir()}
     assert set(written) == {".md", ".tex", ".csv", ".png"}

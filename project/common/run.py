@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import signal
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -51,7 +52,7 @@ class Run:
             if hasattr(args, field):
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
-        self.device, self.stopping, self.phase, self.printed = device_of(args), None, 0, 0.0
+        self.device, self.stopping, self.phase, self.printed, self.laps = device_of(args), None, 0, 0.0, []
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -202,6 +203,7 @@ class Run:
             self.record.log(row)
             self.report(row, total, (total - epoch) * (time.time() - began) / (epoch - done))
             self.record.save_state(self.phase, epoch, objects, self.device, force=epoch == total or self.stopping)
+            self.laps.append(time.time() - self.epoch_began)
             if self.stopping and epoch < total:
                 self.leave()
 
@@ -279,6 +281,7 @@ class Run:
             said += [f"{total['queries']:,} queries, {total['bytes'] / 1e6:.1f} MB sent"]
             result["teacher_accuracy"] = self.teacher_accuracy
         said += [f"{self.record.seconds() / 60:.1f} min"]
+        result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
         result |= {**total, "own": own, "images": len(self.private), "device": self.device_name(), "peak_mb": peak_mb(self.device)}
         nets = nets or {"student": self.student}
         for number, handler in getattr(self, "handlers", {}).items():

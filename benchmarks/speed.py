@@ -1,0 +1,183 @@
+"""What is timed, and against what: a KD epoch and MEKD's steps against the floor of their own arithmetic, in one process.
+
+    python benchmarks/speed.py [--device cuda] [--images 6000] [--steps 16] [--rounds 3]
+
+MNIST's shape (1 x 32 x 32), ResNet32 -> ResNet8, batch 128, all of it what the scripts do by default. Each row is the median of
+the rounds' ratios; the two sides of a round are timed in turn, so that a busy machine weighs on both.
+
+  KD epoch     KD.py with its log, states and bought answers, against forward, backward and SGD step of the same student on
+               floats that already lie on the device
+  usual way    the epoch as research code has it: torchvision's data set, PIL transforms, a DataLoader, the teacher asked and the
+               loss read at every step; against the same floor
+  MEKD step    MEKD.py with fresh noise, and with answers bought once, against the passes that such a step cannot do without
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
+import KD
+import MEKD
+
+from common import datasets
+from common.gan import Generator
+from common.losses import kl
+from common.models import build
+from common.record import peak_mb
+from common.utils import place, save
+
+SHAPE, CLASSES, BATCH = (1, 32, 32), 10, 128
+
+
+def made_up(n):
+    """A reader of noise images: n to train on, 16 to evaluate."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 256, (n, 1, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % CLASSES
+    return lambda folder, train: (x, y) if train else (x[:16], y[:16])
+
+
+def epoch_of(script, home, device, **options):
+    """Seconds of a script's epoch, after one to warm up."""
+    options |= {
+        "dataset": "noise",
+        "teacher": "ResNet32",
+        "model": "ResNet8",
+        "lamda": 1,
+        "epochs": 3,
+        "eval_every": 1000,
+        "device": device.type,
+    }
+    flags = [x for k, v in options.items() for x in (f"--{k}", str(v))]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return script.main([*flags, "--checkpoints_dir", f"{home}/c", "--logs_dir", f"{home}/l", "--overwrite"])["epoch_seconds"]
+
+
+def timed(f, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    f()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def net_of(name, device):
+    return build(name, CLASSES, SHAPE, device).to(memory_format=torch.channels_last)
+
+
+def trainer(net, device):
+    """step(loss): backward and one step of SGD, as the scripts have it."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
+
+    def step(loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bare_kd(x, t, device):
+    student = net_of("ResNet8", device)
+    step, batches = trainer(student, device), [*zip(x.split(BATCH), t.split(BATCH), strict=True)]
+
+    def epoch():
+        for a, b in batches:
+            step(kl(student(a), b, 5.0))
+
+    return epoch
+
+
+def usual_kd(images, teacher, device):
+    parts = [torchvision.transforms.Resize(32), torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(0.5, 0.5)]
+    student, transform = net_of("ResNet8", device), torchvision.transforms.Compose(parts)
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            return transform(Image.fromarray(images[i, 0].numpy()))
+
+    step, loader = trainer(student, device), torch.utils.data.DataLoader(Files(), BATCH, shuffle=True, num_workers=2)
+
+    def epoch():
+        for x in loader:
+            x = x.to(device)
+            with torch.no_grad():
+                t = teacher(x)
+            loss = kl(student(x), t, 5.0)
+            step(loss)
+            loss.item()
+
+    return epoch
+
+
+def bare_mekd(G, teacher, device, steps, fresh):
+    student, z = net_of("ResNet8", device), torch.randn(BATCH, CLASSES, device=device)
+    step = trainer(student, device)
+
+    @torch.no_grad()
+    def make():
+        x = G(z)
+        t = teacher(x)
+        return x, t, G(t / 5)
+
+    ready = make()
+
+    def epoch():
+        for _ in range(steps):
+            x, t, image = make() if fresh else ready
+            s = student(x)
+            step((G(s / 5) - image).abs().mean() + kl(s, t, 5.0))
+
+    return epoch
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=16, help="of MEKD in an epoch")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    device, n = torch.device(args.device), args.steps
+    datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 1, 32, made_up(args.images), "nothing")
+    data = datasets.load("noise", device=device)
+    x, t = data.view(data.train.x), torch.randn(args.images, CLASSES, device=device)
+    teacher = net_of("ResNet32", device).eval().requires_grad_(False)
+    G = Generator(CLASSES, SHAPE).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    print(f"{args.images} images, {n} steps, {args.rounds} rounds, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+    def compare(name, ours, floor, unit=1):
+        floor()  # to warm up
+        rounds = [(ours(), timed(floor, device)) for _ in range(args.rounds)]
+        a, b = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
+        ratio = statistics.median(x / y for x, y in rounds)
+        print(f"{name:60} {a:10,.1f} ms {b:10,.1f} ms   {ratio:.2f}   peak {peak_mb(device):,} MiB", flush=True)
+
+    with tempfile.TemporaryDirectory() as home:
+        save(place(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
+        save(place(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
+
+        compare("KD epoch / bare student on ready floats", lambda: epoch_of(KD, home, device), bare_kd(x, t, device))
+        usual = usual_kd(data.train.x.cpu(), teacher, device)
+        compare("the usual way / bare student on ready floats", lambda: timed(usual, device), bare_kd(x, t, device))
+        for name, options in (("fresh noise", {}), ("bought once", {"queries": BATCH * n})):
+            bare = bare_mekd(G, teacher, device, n, fresh=not options)
+            compare(f"MEKD step, {name} / bare passes", lambda o=options: epoch_of(MEKD, home, device, steps=n, **o), bare, n)
+
+
+if __name__ == "__main__":
+    main()
