@@ -135,9 +135,25 @@ def test_a_broken_image_is_named(tmp_path):
 
 def test_view_normalises_each_channel():
     none = Images(torch.zeros(0, 3, 2, 2), torch.zeros(0))
-    data = Data("x", 2, (3, 2, 2), none, none, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1)
+    data = Data("x", 2, (3, 2, 2), none, none, mean, std)
     x = data.view(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     assert x[0, :, 0, 0].tolist() == pytest.approx([1.8, 0.8, 0.35])
+
+
+@pytest.mark.parametrize("shape, targets", [((4, 28, 28), "targets"), ((4, 32, 32, 3), "targets"), ((4, 3, 32, 32), "labels")])
+def test_torchvisions_layouts_become_one(shape, targets, monkeypatch):
+    """MNIST's, CIFAR's and SVHN's: (N, C, H, W) in the end, the pixel at row 1, column 2 where it was."""
+    content = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.uint8)
+
+    def fake(root, download, **which):
+        return type("Set", (), {"data": content, targets: [3, 1, 4, 1]})
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fake)
+    x, y = datasets.torchvision_set("CIFAR10")("data", True)
+    assert x.shape == (4, 1 if len(shape) == 3 else 3, *(shape[1:3] if shape[1] != 3 else shape[2:])) and y.tolist() == [3, 1, 4, 1]
+    last = content[1, 1, 2] if len(shape) == 3 else content[1, 0, 1, 2] if shape[1] == 3 else content[1, 1, 2, 0]
+    assert x[1, 0, 1, 2] == last
 
 
 @pytest.mark.parametrize("name, words", [

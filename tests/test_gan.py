@@ -10,7 +10,7 @@ from common.utils import UsageError
 
 def test_upconv_equals_upsampling_then_convolving():
     torch.manual_seed(0)
-    conv = UpConv(3, 5, 3, 1, 1).double()
+    conv = UpConv(3, 5).double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.double, requires_grad=True)
     plain = F.conv2d(F.interpolate(x, scale_factor=2), conv.weight, conv.bias, padding=1)
     ours, w = conv(x), torch.randn(2, 5, 8, 8, dtype=torch.double)

@@ -371,3 +371,21 @@ def test_agreement_and_accuracy_are_what_they_say(script, monkeypatch):
     with pytest.raises(Death):
         script("KD", epochs=1)
     assert seen["accuracy"] == pytest.approx(10) and seen["agreement"] == pytest.approx(seen["zeros"]) and "top5" not in seen
+
+
+def test_a_streamed_data_set_of_many_classes_goes_through_teacher_and_kd(tmp_path, monkeypatch):
+    """Twelve classes, so that top-5 is reported too; every step reads files and asks anew."""
+    import numpy as np
+    from conftest import run
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label in range(12):
+        (tmp_path / "mine" / f"c{label:02}").mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(rng.integers(0, 255, (10, 12, 3), dtype=np.uint8)).save(tmp_path / "mine" / f"c{label:02}" / f"{i}.png")
+    monkeypatch.setattr("common.datasets.RESIDENT_BYTES", 0)
+    shared = {"dataset": f"folder:{tmp_path / 'mine'}", "img_size": 8, "workers": 0, "epochs": 2, "batch_size": 16, "lamda": 1.0}
+    assert run("teacher", tmp_path, model="ResNet8", augment="crop_flip", **shared)["top5"] >= 0
+    result = run("KD", tmp_path, teacher="ResNet8", **shared)
+    assert result["queries"] == 2 * 48 and 0 <= result["accuracy"] <= result["top5"] <= 100

@@ -170,16 +170,15 @@ class Data:
     shape: tuple  # (C, H, W)
     train: Images
     test: Images
-    mean: tuple
-    std: tuple
+    mean: torch.Tensor  # (1, C, 1, 1), in [0, 1], on the device
+    std: torch.Tensor
 
     def view(self, x, augment="none"):
         """uint8 (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: none | crop | crop_flip."""
         if augment != "none":
             x = crop_flip(x, max(1, x.shape[-1] // 8), flip=augment == "crop_flip")
-        mean, scale = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) * 255 for v in (self.mean, self.std))
-        x = (x - mean) / scale
-        return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+        x = (x - self.mean * 255) / (self.std * 255)
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1):
@@ -200,7 +199,8 @@ def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", work
         mean, std = spec.mean, spec.std
     else:
         mean, std = moments(parts[0])
-    return Data(name, classes, (spec.channels, size, size), *parts, mean, std)
+    per_channel = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return Data(name, classes, (spec.channels, size, size), *parts, *per_channel)
 
 
 def spec_of(name):

@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
 
 
 def up(cin, cout):
-    return UpConv(cin, cout, 3, 1, 1), nn.BatchNorm2d(cout), nn.LeakyReLU(0.2, inplace=True)
+    return UpConv(cin, cout), nn.BatchNorm2d(cout), nn.LeakyReLU(0.2, inplace=True)
 
 
 class UpConv(nn.Conv2d):
@@ -56,11 +56,13 @@ class UpConv(nn.Conv2d):
     forward and backward.
     """
 
-    SPREAD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # 4 taps of the transposed from 3 taps of the plain, along one axis
+    def __init__(self, cin, cout):
+        super().__init__(cin, cout, 3, padding=1)
+        spread = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0.0]])  # along one axis: 4 taps of the transposed from 3
+        self.register_buffer("spread", spread, persistent=False)
 
     def forward(self, x):
-        spread = torch.tensor(self.SPREAD, dtype=self.weight.dtype, device=x.device)
-        weight = spread @ self.weight @ spread.T  # (out, in, 4, 4)
+        weight = self.spread @ self.weight @ self.spread.T  # (out, in, 4, 4)
         return F.conv_transpose2d(x, weight.transpose(0, 1), self.bias, stride=2, padding=1)
 
 
