@@ -10,10 +10,10 @@ A row's run that is finished is not run again; one that fails leaves its reason 
 
 import argparse
 import csv
+import importlib
 import io
 import math
 import os
-import re
 import shlex
 import signal
 import statistics
@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from common.datasets import spec_of
 from common.models import canonical
-from common.utils import RunError, UsageError, cli, place, read_json, save_text, who
+from common.options import Asks, Parser, flags, parse
+from common.utils import RunError, UsageError, cli, place, read_json, save_text, who_of
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"title", "paper", "dataset", "pairs", "seeds", "rows", "options", "scripts"}
@@ -51,8 +52,7 @@ class Task:
     result: dict | None = None
 
     def command(self):
-        flags = [x for k, v in self.options.items() for x in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
-        return [sys.executable, "-u", str(ROOT / "project" / f"{self.script}.py"), *flags]
+        return [sys.executable, "-u", str(ROOT / "project" / f"{self.script}.py"), *flags(**self.options)]
 
     def __str__(self):
         return f"{self.script} {self.folder.parent.name} seed {self.options['seed']}"
@@ -90,11 +90,10 @@ def plan(table, roots):
     def task(script, seed, nets, extra=(), needs=()):
         given = {"dataset": dataset} | nets | {"seed": seed} | options | scripts.get(script, {}) | dict(extra)
         given |= {k: v for k, v in roots.items() if v != k.removesuffix("_dir")}
-        name = who(**{k: v for k, v in given.items() if k in ("teacher", "model", "response", "tag")})
-        folder = place(roots["checkpoints_dir"], script, dataset, name, seed)
-        log = place(roots["logs_dir"], script, dataset, name, seed) / "output.log"
+        args = parse(args_of(script), flags(**given), script)  # a wrong option is said before anything runs
+        folder, logs = (place(roots[k], script, dataset, who_of(args), seed) for k in ("checkpoints_dir", "logs_dir"))
         if folder not in tasks:
-            tasks[folder] = Task(script, given, folder, log, list(needs))
+            tasks[folder] = Task(script, given, folder, logs / "output.log", list(needs))
         return tasks[folder]
 
     for pair in table["pairs"]:
@@ -107,15 +106,15 @@ def plan(table, roots):
                     before = task(script, seed, {"teacher": teacher}, needs=[first])
                     needs.append(before)
                     cells[pair, script, seed] = before
-                asks = script_asks(row["script"])
+                asks = issubclass(args_of(row["script"]), Asks)
                 nets = {"teacher": teacher, "model": student} if asks else {"model": student}
                 cells[pair, row["name"], seed] = task(row["script"], seed, nets, row.get("options", {}), [first, *needs] if asks else [])
     return cells, list(tasks.values())
 
 
-def script_asks(script):
-    """Whether a script asks a teacher, read off its options' class without running it."""
-    return bool(re.search(r"class Args\((Asks|Distill)\)", (ROOT / "project" / f"{script}.py").read_text()))
+def args_of(script):
+    """A script's options; to import a script runs nothing."""
+    return importlib.import_module(script).Args
 
 
 # ---- running
@@ -350,7 +349,7 @@ def measured(cells):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("table", help="a name in tables/, or a .toml file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1); with several GPUs they share them out")
     parser.add_argument("--show", action="store_true", help="print what there is, run nothing")

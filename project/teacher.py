@@ -26,7 +26,7 @@ def main(argv=None):
     def loss(x, y):
         return {"ce": F.cross_entropy(run.student(x), y)}
 
-    run.fit(run.images(labels=True), loss)
+    run.fit(run.images(run.private.y), loss)
     return run.finish(teacher=run.student)
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.options import flags
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem != "table")
-
-
-def flags(options):
-    return [x for k, v in options.items() for x in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
 
 
 def home_flags(home):
@@ -34,7 +32,7 @@ def trained(tmp_path_factory):
 
 def run(name, home, **options):
     """The script's main, in this process; gives its result."""
-    return importlib.import_module(name).main(flags(home_flags(home) | options))
+    return importlib.import_module(name).main(flags(**home_flags(home) | options))
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ DATASETS = {
 
 @dataclass
 class Images:
-    """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device. `x` is an ImageFolder's list of files where it is streamed."""
+    """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device; where it is streamed, `stream` stands for x."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -208,7 +208,7 @@ def spec_of(name):
     if name.lower().startswith("folder:"):
         path = name.partition(":")[2]
         return f"folder:{path}", Spec(0, 3, 32, own_folder(path), path)
-    name = lookup(name, DATASETS, "data set", "or folder:PATH")
+    name = lookup(name, DATASETS, "data set", "folder:PATH")
     return name, DATASETS[name]
 
 
@@ -247,8 +247,11 @@ def moments(images):
     """Mean and standard deviation of each channel of the training images, in [0, 1]."""
     if images.stream is not None:
         raise UsageError("--normalize dataset is not known for a streamed folder; use --normalize half")
-    x = torch.cat([c.double().flatten(2).transpose(0, 1).reshape(c.shape[1], -1) for c in images.x.split(5000)], 1) / 255
-    return tuple(x.mean(1).tolist()), tuple(x.std(1).clamp_min(1e-3).tolist())
+    n, _, h, w = images.x.shape
+    sums = torch.stack([torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]) for x in map(torch.Tensor.double, images.x.split(1000))])
+    mean, square = sums.sum(0) / (n * h * w * 255)  # (C,) each
+    std = (square / 255 - mean.square()).clamp_min(1e-6).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def split(y, share, seed):
@@ -343,7 +346,7 @@ class Stream:
     workers: int
 
     def loader(self, batch_size, shuffle, augment):
-        """Batches of uint8 (B, 3, size, size) and labels (B,), on the CPU."""
+        """Batches of uint8 (B, 3, size, size) and of the images' places in `index` (B,), on the CPU."""
         read = (
             [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
             if augment
@@ -367,23 +370,24 @@ class Files(torch.utils.data.Dataset):
         return len(self.index)
 
     def __getitem__(self, i):
-        path, label = self.samples[self.index[i]]
+        path, _ = self.samples[self.index[i]]
         try:
-            return self.transform(torchvision.datasets.folder.pil_loader(path)), label
+            return self.transform(torchvision.datasets.folder.pil_loader(path)), i
         except OSError as e:
             raise RunError(f"{path} is no readable image ({e}); take it out of the folder") from None
 
 
 class Streamed:
-    """A Stream with the face of Batches: (view(x), y) on the device."""
+    """A streamed Images with the face of Batches: (view of x, *rows of the tensors), on the device."""
 
-    def __init__(self, images, size, first, augment):
+    def __init__(self, images, *tensors, size, first, augment):
         self.loader = images.stream.loader(size, shuffle=True, augment=augment)
-        self.first, self.device = first, images.y.device
+        self.tensors, self.first, self.device = tensors, first, images.y.device
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        for x, y in self.loader:
-            yield self.first(x.to(self.device, non_blocking=True)), y.to(self.device, non_blocking=True)
+        for x, i in self.loader:
+            i = i.to(self.device, non_blocking=True)
+            yield self.first(x.to(self.device, non_blocking=True)), *(t[i] for t in self.tensors)

@@ -21,7 +21,7 @@ class Base:
     dataset: str = "MNIST"  # a data set of the list below, or folder:PATH with a folder a class
     img_size: int = 0  # side of the images in pixels, 0 for the data set's usual one, in [0, 4096]
     normalize: Literal["half", "dataset"] = "half"  # half: range [-1, 1]; dataset: the data set's mean and standard deviation
-    augment: Literal["none", "crop", "crop_flip"] = "none"  # shifts, and mirror images, of the training images at every step
+    augment: Literal["none", "crop", "crop_flip"] = "none"  # shifts, mirror images, at each step; streamed: resized crops, mirrored
     lamda: float = 0.1  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
     val: float = 0.0  # share of the training images held out of everything and evaluated instead of the test images, in [0, 1)
     seed: int = 0  # of the run: the private share, the initial weights, the order of images, in [0, 4294967295]
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         """One line; for an unknown option the nearest there is."""
         if unknown := re.match(r"unrecognized arguments: (--\w+)", message):
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
-            message = f"unknown option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
         raise UsageError(f"{message}; python project/{self.prog} --help lists the options")
 
 
@@ -126,12 +126,16 @@ def parse(cls, argv=None, script="script", epilog=""):
     return args
 
 
+def flags(**options):
+    """The command line of these options, a list."""
+    return [word for k, v in options.items() for word in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
+
+
 def check(name, value, left, low, high, right):
-    low, high = float(low), float(high)
-    above = value >= low if left == "[" else value > low
-    below = value <= high if right == "]" else value < high
+    above = value >= float(low) if left == "[" else value > float(low)
+    below = value <= float(high) if right == "]" else value < float(high)
     if not (math.isfinite(value) and above and below):
-        raise UsageError(f"--{name} {value}: it must be in {left}{low:g}, {high:g}{right}")
+        raise UsageError(f"--{name} {value}: it must be in {left}{low}, {high}{right}")
 
 
 def milestones(args):

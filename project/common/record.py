@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torchvision
 
-from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, weights, who
+from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, weights, who_of
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 
@@ -29,7 +29,7 @@ class Record:
         self.script, self.args = script, args
         self.rows, self.best, self.sources, self.state = [], None, {}, None
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.time(), 0.0
-        self.name = who(**{k: getattr(args, k) for k in ("teacher", "model", "response", "tag") if hasattr(args, k)})
+        self.name = who_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {args.dataset}, seed {args.seed}"
         self.open()
         self.take_up()

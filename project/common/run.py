@@ -23,7 +23,7 @@ from .blackbox import RESPONSES, BlackBox, rank
 from .datasets import DATASETS, Batches, Map, Streamed, load, spec_of, split
 from .gan import Generator
 from .models import MODELS, build, canonical
-from .options import Asks, lr_at, milestones, parse
+from .options import Asks, Base, flags, lr_at, milestones, parse
 from .record import Record, peak_mb
 from .utils import RunError, UsageError, place, who
 
@@ -89,9 +89,15 @@ class Run:
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less")
         path = Path(a.teacher_path or place(a.checkpoints_dir, "teacher", a.dataset, a.teacher, a.teacher_seed) / "teacher.pt")
         if not path.exists() and not a.teacher_path:
-            first = f"python project/teacher.py --dataset {a.dataset} --model {a.teacher} --seed {a.teacher_seed}"
+            first = self.before("teacher", model=a.teacher, seed=a.teacher_seed)
             raise UsageError(f"no teacher for {a.dataset} in {path.parent}; first run: {first}")
         return path, *self.record.source(path)
+
+    def before(self, script, **options):
+        """The command of another script that this run builds upon, with what they must share."""
+        shared = {k: getattr(self.args, k) for k in ("img_size", "normalize", "val", "data_dir", "checkpoints_dir", "logs_dir")}
+        options |= {k: v for k, v in shared.items() if v != getattr(Base, k)}
+        return shlex.join(["python", f"project/{script}.py", *flags(dataset=self.args.dataset, **options)])
 
     def ask_teacher(self, path, state, meta):
         a = self.args
@@ -124,7 +130,7 @@ class Run:
             place(a.checkpoints_dir, "DCGAN", a.dataset, who(a.teacher, response=r), a.seed) / "generator.pt" for r in (a.response, "soft")
         ]
         path = Path(path or next((p for p in places if p.exists()), places[1]))
-        first = f"python project/DCGAN.py --dataset {a.dataset} --teacher {a.teacher} --seed {a.seed} --lamda {a.lamda}"
+        first = self.before("DCGAN", teacher=a.teacher, seed=a.seed, lamda=a.lamda)
         if path == places[1] and not path.exists():
             raise UsageError(f"no generator in {path.parent}; first run: {first}")
         state, meta = self.record.source(path)
@@ -137,21 +143,18 @@ class Run:
 
     # ---- what one can iterate
 
-    def images(self, labels=False):
-        """Shuffled batches of the private share: (x,), or (x, y) for a script that may see labels."""
+    def images(self, *tensors):
+        """Shuffled batches of the private images, as the options want them seen, and of tensors with a row for each: (x, *rows)."""
         a, p = self.args, self.private
         if p.stream:
-            batches = Streamed(p, a.batch_size, self.data.view, a.augment != "none")
-            return batches if labels else Map(batches, lambda x, y: (x,))
-        return Batches(p.x, *([p.y] if labels else []), size=a.batch_size, first=lambda x: self.data.view(x, a.augment))
+            return Streamed(p, *tensors, size=a.batch_size, first=self.data.view, augment=a.augment != "none")
+        return Batches(p.x, *tensors, size=a.batch_size, first=lambda x: self.data.view(x, a.augment))
 
     def asked(self):
         """Batches of private images and the teacher's answers (x, t). Images that never change are asked about once."""
-        a, p = self.args, self.private
-        if a.augment == "none" and not p.stream:
-            (t,) = self.once("answers", len(p), lambda: [torch.cat([self.teacher(self.data.view(x)) for x in p.x.split(1000)])])
-            return Batches(p.x, t, size=a.batch_size, first=self.data.view)
-        self.teacher.afford(len(p) * a.epochs)
+        if self.args.augment == "none":
+            return self.images(*self.once("answers", len(self.private), lambda: [self.infer(self.teacher, self.private)]))
+        self.teacher.afford(len(self.private) * self.args.epochs)
         return Map(self.images(), lambda x: (x, self.teacher(x)))
 
     def once(self, name, queries, make):

@@ -56,8 +56,8 @@ def lookup(name, names, kind, more=""):
     found = matching(name, names)
     if found is None:
         near = difflib.get_close_matches(squeeze(name), [squeeze(n) for n in names], 1)
-        meant = f"; did you mean {matching(near[0], names)}?" if near else ""
-        raise UsageError(f"no {kind} {name!r}{meant} There are: {', '.join(names)}{' ' if more else ''}{more}")
+        meant = f" (did you mean {matching(near[0], names)}?)" if near else ""
+        raise UsageError(f"no {kind} {name!r}{meant}; there are: {', '.join(names)}{', ' if more else ''}{more}")
     return found
 
 
@@ -73,6 +73,11 @@ def who(teacher="", model="", response="soft", tag=""):
     """The folder of a run's nets, `ResNet32_to_ResNet8`, and what sets it apart from others of the same nets: `-hard`, `-mytag`."""
     nets = "_to_".join(n for n in (teacher, model) if n)
     return "-".join([nets, *([response] if response != "soft" else []), *([tag] if tag else [])])
+
+
+def who_of(args):
+    """`who` of a run's options."""
+    return who(**{k: getattr(args, k) for k in ("teacher", "model", "response", "tag") if hasattr(args, k)})
 
 
 def safe(name):

@@ -50,7 +50,7 @@ def canonical(name):
         if not found:
             raise UsageError(f"torchvision has no classifier {inner!r}; it has: {', '.join(torchvision_names())}")
         return f"torchvision:{found}"
-    return lookup(name, MODELS, "model", "or torchvision:NAME")
+    return lookup(name, MODELS, "model", "torchvision:NAME")
 
 
 def build(name, classes, shape, device="cpu"):
