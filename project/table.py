@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common.datasets import spec_of
 from common.models import canonical
-from common.options import Asks, Parser, flags, parse
+from common.options import Asks, Parser, differences, flags, parse, settings
 from common.utils import RunError, UsageError, cli, place, read_json, save_text, who_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,7 @@ class Task:
 
     script: str
     options: dict
+    args: object
     folder: Path
     log: Path
     needs: list = field(default_factory=list)
@@ -74,7 +75,7 @@ def read_table(name):
     for what, keys, allowed in [("table", table, KEYS), *((f"row {r.get('name')!r}", r, ROW_KEYS) for r in table.get("rows", []))]:
         if unknown := set(keys) - allowed:
             raise UsageError(f"{path}: unknown {', '.join(sorted(unknown))} in the {what}; there are: {', '.join(sorted(allowed))}")
-    if lacking := {"dataset", "pairs", "seeds", "rows"} - set(table):
+    if lacking := {"title", "dataset", "pairs", "seeds", "rows"} - set(table):
         raise UsageError(f"{path} lacks {', '.join(sorted(lacking))}")
     for row in table["rows"]:
         if not (ROOT / "project" / f"{row.get('script')}.py").exists():
@@ -92,9 +93,10 @@ def plan(table, roots):
         given |= {k: v for k, v in roots.items() if v != k.removesuffix("_dir")}
         args = parse(args_of(script), flags(**given), script)  # a wrong option is said before anything runs
         folder, logs = (place(roots[k], script, dataset, who_of(args), seed) for k in ("checkpoints_dir", "logs_dir"))
-        if folder not in tasks:
-            tasks[folder] = Task(script, given, folder, logs / "output.log", list(needs))
-        return tasks[folder]
+        known = tasks.setdefault(folder, Task(script, given, args, folder, logs / "output.log", list(needs)))
+        if off := differences(args, settings(known.args)):
+            raise UsageError(f"two rows of {table['title']!r} run in {folder}: {', '.join(off)}; give one of them a tag in its options")
+        return known
 
     for pair in table["pairs"]:
         teacher, student = (canonical(n.strip()) for n in pair.split("->"))
@@ -121,10 +123,13 @@ def args_of(script):
 
 
 def look(tasks):
+    """Takes the results that are there; one of other settings is no result of this table."""
     for task in tasks:
-        task.result = read_json(task.folder / "result.json")
-        if task.result:
-            task.state = "done"
+        result = read_json(task.folder / "result.json")
+        if result and (off := differences(task.args, result["options"])):
+            task.state, task.why = "failed", f"{task.folder} holds a run with {', '.join(off)}; run it with --overwrite, or move it away"
+        elif result:
+            task.result, task.state = result, "done"
 
 
 def run_all(tasks, jobs):
@@ -274,7 +279,7 @@ def latex(rows, caption):
     return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
 
 
-def settings(cells):
+def said_settings(cells):
     """One line a row of the table, with the options that its runs were given."""
     hidden = {"dataset", "teacher", "model", "seed", "data_dir", "checkpoints_dir", "logs_dir"}
     given = {name: {k: v for k, v in task.options.items() if k not in hidden} for (_, name, _), task in cells.items()}
@@ -310,7 +315,7 @@ def picture(table, cells, path):
         ax.grid(alpha=0.3)
         if names and ax.has_data():
             ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
-    fig.suptitle(table.get("title", ""), fontsize=10)
+    fig.suptitle(table["title"], fontsize=10)
     fig.savefig(path, dpi=150)
     plt.close(fig)
 
@@ -369,7 +374,7 @@ def main(argv=None):
         return
     if not args.show:
         run_all(tasks, args.jobs)
-    text, tex = [f"# {table.get('title', args.table)}", ""], []
+    text, tex = [f"# {table['title']}", ""], []
     for pair in table["pairs"]:
         rows = rows_of(table, cells, pair)
         text += [f"{pair} on {table['dataset']}, seeds {', '.join(map(str, table['seeds']))}", "", markdown(rows), ""]
@@ -378,7 +383,7 @@ def main(argv=None):
         "Accuracies in percent, mean ± standard deviation over seeds. Queries include those of the generator's training.",
         "Settings:",
         "",
-        *settings(cells),
+        *said_settings(cells),
         "",
     ]
     print("\n".join(text), flush=True)

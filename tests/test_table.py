@@ -140,14 +140,30 @@ def test_bad_flags(argv, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("colour = 1", "unknown colour in the table"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds"),
-    ('dataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
-    ('dataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
+    ("colour = 1", "unknown colour in the table"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds, title"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
 ])  # fmt: skip
 def test_a_wrong_table_is_one_line(text, words, tmp_path):
     (tmp_path / "tiny.toml").write_text(text)
     with pytest.raises(UsageError, match=words):
         table.main([str(tmp_path / "tiny.toml")])
+
+
+def test_a_result_of_other_settings_is_not_the_tables(tiny, capsys):
+    save_json(tiny.home / "c/CE/Digits/ResNet8/seed0/result.json", result(99.0, options={"epochs": 7, "lamda": 0.2}))
+    with pytest.raises(table.RunError, match=r"holds a run with --epochs 7 \(now 1\)"):
+        table.main([*tiny(), "--show"])
+    assert "99.00" not in capsys.readouterr().out
+
+
+def test_rows_that_would_share_a_folder_are_refused(tmp_path):
+    text = TINY.format(student="ResNet8", paper="").replace(
+        "rows = [", 'rows = [\n  { name = "KD 2", script = "KD", options = { t = 2 } },'
+    )
+    (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"--t 2.0 \(now 5.0\); give one of them a tag"):
+        table.main([str(tmp_path / "tiny.toml"), "--dry_run"])
 
 
 def test_a_wrong_option_is_said_before_anything_runs(tiny):

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError
@@ -124,6 +124,16 @@ def parse(cls, argv=None, script="script", epilog=""):
         if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):
             check(name, getattr(args, name), *bounds.groups())
     return args
+
+
+def settings(args):
+    """The options that make a result what it is."""
+    return {k: v for k, v in asdict(args).items() if k not in args.FREE}
+
+
+def differences(args, then):
+    """What an earlier run's settings `then` have otherwise, a phrase each."""
+    return [f"--{k} {then[k]} (now {v})" for k, v in settings(args).items() if k in then and then[k] != v]
 
 
 def flags(**options):

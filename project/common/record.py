@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 
+from .options import differences, settings
 from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, weights, who_of
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
@@ -65,8 +65,7 @@ class Record:
         before = result or self.state
         if not before:
             return
-        now, then = self.settings(), before["options"]
-        changed = [f"--{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
+        changed = differences(self.args, before["options"])
         changed += [
             f"{path} (changed since)" for path, known in before["sources"].items() if Path(path).exists() and identity(path) != known
         ]
@@ -76,10 +75,6 @@ class Record:
         if result:
             print(f"finished before: {result['line']}\n(--overwrite runs it again)", flush=True)
             sys.exit(0)
-
-    def settings(self):
-        """The options that make the result what it is."""
-        return {k: v for k, v in asdict(self.args).items() if k not in self.args.FREE}
 
     def source(self, path):
         """(state dict, meta) of a file that this run is made from; a change of the file is noticed when the run is taken up."""
@@ -95,7 +90,7 @@ class Record:
             return
         kept = {"phase": phase, "epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
         kept |= {"rng": rng_state(device), "rows": self.rows, "best": self.best, "seconds": self.seconds()}
-        save(self.folder / "state.pt", kept | {"options": self.settings(), "sources": self.sources})
+        save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources})
         self.saved_epoch, self.saved_at = epoch, time.time()
 
     def resume(self, phase, epochs, objects, device):
@@ -162,7 +157,7 @@ class Record:
             save(self.folder / f"{name}.pt", {"model": net.state_dict(), "meta": meta})
         result = {"line": f"{said} -> {self.folder}", "script": self.script, "dataset": self.args.dataset, "seed": self.args.seed, **result}
         result |= {"best": self.best, "seconds": round(self.seconds(), 1), "versions": versions()}
-        result |= {"options": self.settings(), "sources": self.sources, "log": self.rows[-1] if self.rows else {}}
+        result |= {"options": settings(self.args), "sources": self.sources, "log": self.rows[-1] if self.rows else {}}
         self.board.close()
         if self.args.dry_run:
             print(f"{self.title}: a dry run went through; nothing is kept", flush=True)

@@ -139,6 +139,7 @@ class Run:
             raise UsageError(f"{path} is of another run: {'; '.join(off)}; run again: {first} --overwrite")
         G = Generator(meta.get("latent", self.data.classes), self.data.shape).to(self.device, memory_format=torch.channels_last)
         self.spent = meta.get("counts", {})
+        say(f"generator {path}: {self.spent.get('queries', 0):,} queries in its training")
         return self.fill(G, path, state, meta).eval().requires_grad_(False)
 
     # ---- what one can iterate
