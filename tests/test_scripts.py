@@ -95,6 +95,12 @@ def test_soft_and_logit_answers_train_the_same_student(script):
         assert a["kl"] == pytest.approx(b["kl"], rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["DCGAN", "MEKD"])
+def test_generators_and_their_students_train_in_bfloat16(name, script):
+    result = script(name, epochs=1, lamda=0.2, amp="bf16", tag="bf16", **({"steps": 2} if name == "MEKD" else {}))
+    assert all(abs(v) < 100 for v in result["log"].values() if not isinstance(v, list))
+
+
 def test_mekd_sends_no_private_image_and_counts_the_generators_queries(script):
     result = script("MEKD", epochs=2, steps=3, batch_size=10, lamda=0.2)
     assert result["private"] == 0 and result["own"]["queries"] == 2 * 3 * 10

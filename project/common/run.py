@@ -213,13 +213,13 @@ class Run:
 
     def steps(self, batches):
         """The batches of one epoch, with a progress bar on a terminal. A stop is heard here, and a dry run ends after two."""
-        with tqdm(batches, f"epoch {self.epoch}", leave=False, disable=not sys.stderr.isatty()) as bar:
-            for i, batch in enumerate(bar):
-                if self.stopping and time.time() - self.epoch_began > PATIENCE:
-                    self.leave()
-                if self.args.dry_run and i == 2:
-                    return
-                yield batch
+        total, batches = min(len(batches), 2 if self.args.dry_run else len(batches)), iter(batches)
+        for _ in tqdm(range(total), f"epoch {self.epoch}", leave=False, disable=not sys.stderr.isatty()):
+            if self.stopping and time.time() - self.epoch_began > PATIENCE:
+                self.leave()
+            with self.autocast():  # a batch may be made by nets
+                batch = next(batches)
+            yield batch
 
     def tally(self, **terms):
         """Notes one step's terms, scalars on the device; they are read, summed and checked every 200 steps."""

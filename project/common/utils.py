@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -135,7 +136,8 @@ def save_json(path, value):
 def read(path):
     """A file of `save`, or anybody's checkpoint of tensors and plain containers; nothing in it is ever executed."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of foreign files' formats
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except pickle.UnpicklingError:
