@@ -4,8 +4,9 @@ Radford et al. 2016, https://arxiv.org/abs/1511.06434, with the teacher's respon
     python project/DCGAN.py --teacher ResNet32
 
 Differs: the discriminator judges real and generated images as one batch, since batch norm hides from it what sets two batches apart
-(on Digits, apart: a student of the images 50 %, together: 96 %). The information term weighs by the top probability (the released
-code: by the class's index, broadcast to B x B). Batch norm's eps is 1e-5 (released: 0.8). From hard answers every weight is 1.
+(Digits: a student of the images reaches 50 % apart, 96 % together), and without dropout (the paper: 0.25; MNIST at 16 pixels: it stays
+at chance, MEKD reaches 88 %; without: 98 %). The information term weighs by the top probability (the released code: by the class's
+index, broadcast to B x B). Batch norm's eps is 1e-5 (released: 0.8). From hard answers every weight is 1.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Args(Asks):
     batch_size: int = 64  # in [1, 1000000]
     lr: float = 2e-4  # learning rate of both nets, Adam with beta1 0.5, in (0, 1000]
     alpha: float = 0.5  # weight of the information term, in [0, 1000]
-    dropout: float = 0.25  # of the discriminator's channels, in [0, 1)
+    dropout: float = 0.0  # of the discriminator's channels, in [0, 1)
     eval_every: int = 20  # epochs between looks at the samples, in [1, 1000000]
 
 

@@ -30,7 +30,7 @@ class Discriminator(nn.Module):
     would bring either to the same mean if it saw them apart, and where the last feature map is 1 x 1 leave nothing to tell.
     """
 
-    def __init__(self, shape, dropout=0.25):
+    def __init__(self, shape, dropout=0.0):
         super().__init__()
         channels, size, _ = shape
         layers = []
