@@ -136,6 +136,7 @@ def run_all(tasks, jobs):
     """Runs the missing tasks, `jobs` at a time, each when what it needs is there."""
     todo, running, began = [t for t in tasks if t.state == "missing"], {}, time.time()
     gpus = torch.cuda.device_count()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
     done = 0
     with tqdm(total=len(todo), unit="run", disable=not sys.stderr.isatty()) as bar:
 

@@ -1,8 +1,10 @@
 """The table: runs what is missing and no more, survives a failing run, prints and writes what was measured."""
 
 import csv
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import table
@@ -102,6 +104,18 @@ def result(accuracy, **more):
         "versions": {},
         "options": {},
     } | more
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_table_stops_its_runs_and_goes_on(number, tiny):
+    command = [sys.executable, "-u", str(ROOT / "project" / "table.py"), *tiny()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "stopped; finished runs are kept, the same command goes on" in err and err.count("\n") == 1
+    assert subprocess.run(["pgrep", "-f", str(tiny.home)], capture_output=True).returncode == 1  # none is left
 
 
 def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
