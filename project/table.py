@@ -77,6 +77,8 @@ def read_table(name):
             raise UsageError(f"{path}: unknown {', '.join(sorted(unknown))} in the {what}; there are: {', '.join(sorted(allowed))}")
     if lacking := {"title", "dataset", "pairs", "seeds", "rows"} - set(table):
         raise UsageError(f"{path} lacks {', '.join(sorted(lacking))}")
+    if off := [pair for pair in table["pairs"] if len(str(pair).split("->")) != 2]:
+        raise UsageError(f"{path}: pair {off[0]!r} is not of the form 'ResNet32 -> ResNet8'")
     for row in table["rows"]:
         if not (ROOT / "project" / f"{row.get('script')}.py").exists():
             raise UsageError(f"{path}: row {row.get('name')!r} wants script {row.get('script')!r}, which project/ does not have")
@@ -206,9 +208,8 @@ def clock(seconds):
 def published(paper):
     """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
     with open(ROOT / "tables" / "published.csv", newline="") as f:
-        return {
-            (r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in csv.DictReader(f) if r["paper"] == paper
-        }
+        mine = [r for r in csv.DictReader(f) if r["paper"] == paper]
+    return {(r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in mine}
 
 
 def mean(values, digits=2):
@@ -228,9 +229,8 @@ def rows_of(table, cells, pair):
     paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
     teacher, student = (canonical(n.strip()) for n in pair.split("->"))
     papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
-    order = sorted({name for p, name, _ in cells if p == pair}, key=list(dict.fromkeys(n for p, n, _ in cells if p == pair)).index)
     rows = []
-    for name in order:
+    for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
         mine = [t for (p, n, _), t in cells.items() if p == pair and n == name]
         results = [t.result for t in mine if t.result]
         got = {key: [r.get(key) for r in results] for key in ("accuracy", "best", "agreement", "queries", "private", "bytes", "seconds")}
@@ -284,9 +284,8 @@ def said_settings(cells):
     """One line a row of the table, with the options that its runs were given."""
     hidden = {"dataset", "teacher", "model", "seed", "data_dir", "checkpoints_dir", "logs_dir"}
     given = {name: {k: v for k, v in task.options.items() if k not in hidden} for (_, name, _), task in cells.items()}
-    return [
-        f"- {name}: " + (", ".join(f"{k} {v}" for k, v in options.items()) or "the script's defaults") for name, options in given.items()
-    ]
+    words = {name: ", ".join(f"{k} {v}" for k, v in options.items()) for name, options in given.items()}
+    return [f"- {name}: {said or 'the defaults of its script'}" for name, said in words.items()]
 
 
 def picture(table, cells, path):
@@ -323,23 +322,7 @@ def picture(table, cells, path):
 
 def measured(cells):
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
-    keys = [
-        "method",
-        "pair",
-        "seed",
-        "accuracy",
-        "best",
-        "top5",
-        "agreement",
-        "teacher_accuracy",
-        "queries",
-        "private",
-        "synthetic",
-        "bytes",
-        "seconds",
-        "peak_mb",
-        "device",
-    ]
+    keys = "method pair seed accuracy best top5 agreement teacher_accuracy queries private synthetic bytes seconds peak_mb device".split()
     lines = []
     for (pair, name, seed), task in cells.items():
         if r := task.result:

@@ -156,6 +156,7 @@ def test_bad_flags(argv, words):
 @pytest.mark.parametrize("text, words", [
     ("colour = 1", "unknown colour in the table"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds, title"),
     ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
+    ('title = "x"\ndataset = "Digits"\npairs = ["ResNet8"]\nseeds = [0]\nrows = []', "pair 'ResNet8' is not of the form"),
     ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
 ])  # fmt: skip
 def test_a_wrong_table_is_one_line(text, words, tmp_path):
