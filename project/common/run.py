@@ -230,7 +230,7 @@ class Run:
     def sum_up(self):
         if not self.terms:
             return
-        values = torch.stack([torch.stack(list(t.values())) for t in self.terms]).double().tolist()  # (steps, terms)
+        values = torch.stack([torch.stack(list(t.values())) for t in self.terms]).cpu().double().tolist()  # (steps, terms)
         for step, row in enumerate(values, self.stepped + 1):
             for name, value in zip(self.terms[0], row, strict=True):
                 if not math.isfinite(value):
@@ -347,7 +347,7 @@ def say(words):
 
 
 def percent(hits):
-    return 100 * hits.double().mean().item()
+    return 100 * hits.sum().item() / len(hits)
 
 
 def word(name, value):

@@ -29,6 +29,9 @@ def cli(main):
         main()
     except UsageError as e:
         sys.exit(complain(script, e, 2))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (RunError, OSError, torch.OutOfMemoryError) as e:
         sys.exit(complain(script, e, 1))
     except KeyboardInterrupt:
