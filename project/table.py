@@ -30,7 +30,7 @@ from tqdm import tqdm
 from common.datasets import spec_of
 from common.models import canonical
 from common.options import Asks, Parser, differences, flags, parse, settings
-from common.utils import RunError, UsageError, cli, place, read_json, save_text, who_of
+from common.utils import RunError, UsageError, cli, clock, place, read_json, save_text, who_of
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"title", "paper", "dataset", "pairs", "seeds", "rows", "options", "scripts"}
@@ -127,7 +127,7 @@ def args_of(script):
 def look(tasks):
     """Takes the results that are there; one of other settings is no result of this table."""
     for task in tasks:
-        result = read_json(task.folder / "result.json")
+        result = read_json(task.folder / "result.json", "options")
         if result and (off := differences(task.args, result["options"])):
             task.state, task.why = "failed", f"{task.folder} holds a run with {', '.join(off)}; run it with --overwrite, or move it away"
         elif result:
@@ -196,10 +196,6 @@ def end(task, status):
     if not task.result:
         lines = [line for line in task.log.read_text(errors="replace").splitlines() if line.strip()]
         task.why = (lines[-1] if lines else "no output") + f" (status {status}, {task.log})"
-
-
-def clock(seconds):
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 # ---- printing

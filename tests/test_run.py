@@ -319,6 +319,30 @@ def test_a_cut_off_state_is_said_not_silently_restarted(script):
         script("CE", epochs=1)
 
 
+@pytest.mark.parametrize("name", ["state.pt", "result.json", "answers.pt"])
+def test_a_readable_file_of_another_kind_is_one_line(name, script):
+    folder = script.home / "checkpoints/KD/Digits/ResNet8_to_ResNet8/seed0"
+    if name.endswith("json"):
+        utils.save_json(folder / name, {"accuracy": 99})
+    else:
+        utils.save(folder / name, {"weight": torch.ones(3)})
+    with pytest.raises(UsageError, match=f"{name} is of another kind") as e:
+        script("KD", epochs=1)
+    assert "\n" not in str(e.value)
+
+
+def test_what_others_call_meta_is_not_taken_for_ours(script, tmp_path):
+    for i, meta in enumerate(("a word", {"classes": ["cat", "dog"]})):
+        torch.save({"state_dict": state_dict(script), "meta": meta}, tmp_path / "foreign.pth")
+        assert script("KD", epochs=1, teacher_path=tmp_path / "foreign.pth", tag=f"foreign{i}")["teacher_accuracy"] > 60
+
+
+def test_a_method_is_refused_a_teacher_that_gives_less(script, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("KD").Args, "NEEDS", "soft")
+    with pytest.raises(UsageError, match="KD needs soft answers, --response topk:2 gives less"):
+        script("KD", epochs=1, response="topk:2")
+
+
 # ---- writing
 
 

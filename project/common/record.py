@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from .options import differences, settings
-from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, weights, who_of
+from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, say, weights, who_of
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 
@@ -59,9 +59,9 @@ class Record:
 
     def take_up(self):
         """Says so and exits where the run is finished; takes its state where it was cut short; UsageError where it was another run."""
-        result = read_json(self.folder / "result.json")
+        result = read_json(self.folder / "result.json", "options", "sources", "line")
         if not result and (self.folder / "state.pt").exists():
-            self.state = read(self.folder / "state.pt")
+            self.state = read(self.folder / "state.pt", "options", "sources", "phase", "epoch", "objects", "rng", "rows")
         before = result or self.state
         if not before:
             return
@@ -73,7 +73,7 @@ class Record:
             hint = "give --tag NAME to run beside it, or --overwrite to start anew"
             raise UsageError(f"{self.folder} holds a run with {', '.join(changed)}; {hint}")
         if result:
-            print(f"finished before: {result['line']}\n(--overwrite runs it again)", flush=True)
+            say(f"finished before: {result['line']}\n(--overwrite runs it again)")
             sys.exit(0)
 
     def source(self, path):
@@ -105,14 +105,14 @@ class Record:
         set_rng_state(state["rng"], device)
         self.rows, self.best, self.earlier, self.saved_epoch = state["rows"], state["best"], state["seconds"], state["epoch"]
         save_text(self.logs / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        print(f"goes on after epoch {self.saved_epoch} of {epochs}", flush=True)
+        say(f"goes on after epoch {self.saved_epoch} of {epochs}")
         return self.saved_epoch
 
     def once(self, name, make, counter, device):
         """What `make()` gives, kept in the folder: a run that was killed finds it there, with `counter`'s counts, and pays once."""
         path = self.folder / f"{name}.pt"
         if path.exists():
-            kept = read(path)
+            kept = read(path, "value", "counts", "rng")
             counter.load_state_dict(kept["counts"])
             set_rng_state(kept["rng"], device)
         else:
@@ -160,11 +160,11 @@ class Record:
         result |= {"options": settings(self.args), "sources": self.sources, "log": self.rows[-1] if self.rows else {}}
         self.board.close()
         if self.args.dry_run:
-            print(f"{self.title}: a dry run went through; nothing is kept", flush=True)
+            say(f"{self.title}: a dry run went through; nothing is kept")
         else:
             save_json(self.folder / "result.json", result)
             (self.folder / "state.pt").unlink(missing_ok=True)
-            print(result["line"], flush=True)
+            say(result["line"])
         self.lock.close()
         return result
 

@@ -25,7 +25,7 @@ from .gan import Generator
 from .models import MODELS, build, canonical
 from .options import Asks, Base, flags, lr_at, milestones, parse
 from .record import Record, peak_mb
-from .utils import RunError, UsageError, place, who
+from .utils import RunError, UsageError, clock, place, say, who
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
 
@@ -53,6 +53,7 @@ class Run:
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
         self.device, self.stopping, self.phase, self.printed, self.laps = device_of(args), None, 0, 0.0, []
+        self.handlers, self.spent = {}, {}  # the signals' former handlers; what a generator's training asked
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -274,7 +275,7 @@ class Run:
         a, data = self.args, self.data
         last = next((r for r in reversed(self.record.rows) if "accuracy" in r), {})
         own = self.teacher.counts if self.teacher else dict.fromkeys(("queries", "private", "synthetic", "bytes"), 0)
-        total = {k: v + getattr(self, "spent", {}).get(k, 0) for k, v in own.items()}  # with what the generator's training asked
+        total = {k: v + self.spent.get(k, 0) for k, v in own.items()}
         meta = {"script": self.record.script, "dataset": a.dataset, "shape": list(data.shape), "classes": data.classes}
         meta |= {"normalize": a.normalize, "lamda": a.lamda, "model": getattr(a, "model", ""), "counts": own}
         said = [f"{last['accuracy']:.2f} % last, {self.record.best:.2f} % best of {len(self.test):,} {self.part} images"] if last else []
@@ -288,7 +289,7 @@ class Run:
         result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
         result |= {**total, "own": own, "images": len(self.private), "device": self.device_name(), "peak_mb": peak_mb(self.device)}
         nets = nets or {"student": self.student}
-        for number, handler in getattr(self, "handlers", {}).items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
         meta |= {"latent": nets["generator"].latent} if "generator" in nets else {}
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(said)}", result | {"command": self.command})
@@ -342,10 +343,6 @@ def optimizer_of(args, net):
     return torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
 
 
-def say(words):
-    print(words, flush=True)
-
-
 def percent(hits):
     return 100 * hits.sum().item() / len(hits)
 
@@ -354,7 +351,3 @@ def word(name, value):
     if isinstance(value, list):
         return f"{name} {' '.join(f'{v:.2g}' for v in value)}"
     return f"{name} {value:.2f} %" if name in ("accuracy", "top5", "agreement") else f"{name} {value:.4g}"
-
-
-def clock(seconds):
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -43,6 +43,15 @@ def complain(script, error, status):
     return status
 
 
+def say(words):
+    """A line for output.log, there at once."""
+    print(words, flush=True)
+
+
+def clock(seconds):
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
 # ---- names
 
 
@@ -136,11 +145,14 @@ def save_json(path, value):
 # ---- reading: weights only, one line when a file is not what it should be
 
 
-def read(path):
-    """A file of `save`, or anybody's checkpoint of tensors and plain containers; nothing in it is ever executed."""
+def read(path, *keys):
+    """A file of `save`, or anybody's checkpoint of tensors and plain containers; nothing in it is ever executed.
+
+    keys: what it must hold. Raises UsageError where it cannot be read or lacks one.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):  # of foreign files' formats
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except pickle.UnpicklingError:
@@ -150,22 +162,32 @@ def read(path):
     except Exception as e:
         reason = "it is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(e).split("\n")[0] or type(e).__name__
         raise UsageError(f"{path} cannot be read as a checkpoint ({reason}); it is truncated or of another kind: make it anew") from None
+    return holding(keys, content, path)
 
 
-def read_json(path):
-    """The dictionary in a file, None where there is no file; UsageError where it is cut off."""
+def holding(keys, content, path):
+    """`content`, if it is a dictionary with all of `keys`, or if there are none; UsageError otherwise."""
+    if keys and not (isinstance(content, dict) and set(keys) <= set(content)):
+        raise UsageError(f"{path} is of another kind: it does not hold {', '.join(keys)}; move it away and run again")
+    return content
+
+
+def read_json(path, *keys):
+    """The dictionary in a file, None where there is no file; UsageError where it is cut off or lacks one of `keys`."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         raise UsageError(f"{path} is cut off or no JSON; delete it and run again") from None
+    return holding(keys, content, path)
 
 
 def weights(path):
     """(state dict, meta) of a checkpoint: a plain state dict, or under `model`, `state_dict` or `net`, with or without `module.`"""
     content = read(path)
-    meta = content.get("meta", {}) if isinstance(content, dict) else {}
+    meta = content.get("meta") if isinstance(content, dict) else None
+    meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
     for key in ("model", "state_dict", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
