@@ -33,6 +33,7 @@ from common import datasets
 from common.gan import Generator
 from common.losses import kl
 from common.models import build
+from common.options import flags
 from common.record import peak_mb
 from common.utils import place, save
 
@@ -48,18 +49,10 @@ def made_up(n):
 
 def epoch_of(script, home, device, **options):
     """Seconds of a script's epoch, after one to warm up."""
-    options |= {
-        "dataset": "noise",
-        "teacher": "ResNet32",
-        "model": "ResNet8",
-        "lamda": 1,
-        "epochs": 3,
-        "eval_every": 1000,
-        "device": device.type,
-    }
-    flags = [x for k, v in options.items() for x in (f"--{k}", str(v))]
+    shared = {"dataset": "noise", "teacher": "ResNet32", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
+    places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device.type}
     with contextlib.redirect_stdout(io.StringIO()):
-        return script.main([*flags, "--checkpoints_dir", f"{home}/c", "--logs_dir", f"{home}/l", "--overwrite"])["epoch_seconds"]
+        return script.main(flags(**shared, **places, **options))["epoch_seconds"]
 
 
 def timed(f, device):

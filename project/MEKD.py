@@ -57,7 +57,7 @@ def main(argv=None):
 
     if args.queries:
         z = noise(args.queries)
-        z, t = run.once("answers", len(z), lambda: (z, torch.cat([make(c)[1] for c in z.split(1000)])))
+        z, t = run.once("answers", len(z), lambda: (z, torch.cat([teacher(G(c), synthetic=True) for c in z.split(1000)])))
         parts = zip(*map(make, z.split(1000), t.split(1000)), strict=True)
         batches = Batches(*map(torch.cat, parts), size=args.batch_size, steps=args.steps)
     else:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from .utils import RunError, UsageError, lookup
@@ -75,23 +76,18 @@ def syndigits(folder, train):
     return x, torch.as_tensor(content["y"].astype(np.int64)).flatten() % 10
 
 
-def image_folder(root):
-    return torchvision.datasets.ImageFolder(root)
-
-
 def tiny_imagenet(folder, train):
     """tiny-imagenet-200 as it is distributed: val/ is one folder of images and a list of their classes."""
     root = Path(folder) / "tiny-imagenet-200"
-    content = image_folder(root / "train")
+    content = ImageFolder(root / "train")
     if not train:
         rows = [line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
         content.samples = [(str(root / "val" / "images" / name), content.class_to_idx[wnid]) for name, wnid in rows]
-        content.targets = [label for _, label in content.samples]
     return content
 
 
 def imagenet(folder, train):
-    return image_folder(Path(folder) / "imagenet" / ("train" if train else "val"))
+    return ImageFolder(Path(folder) / "imagenet" / ("train" if train else "val"))
 
 
 def own_folder(root):
@@ -103,14 +99,13 @@ def own_folder(root):
             other = next((path / n for n in ("test", "val", "valid", "validation") if (path / n).is_dir()), None)
             if other is None:
                 raise UsageError(f"{path} has train/ but neither test/ nor val/; add one, each with a folder a class")
-            first, second = image_folder(path / "train"), image_folder(other)
+            first, second = ImageFolder(path / "train"), ImageFolder(other)
             if first.classes != second.classes:
                 raise UsageError(f"{path}: the classes of train/ and {other.name}/ differ: {len(first.classes)} and {len(second.classes)}")
             return first if train else second
-        content = image_folder(path)
+        content = ImageFolder(path)
         test, rest = split(torch.tensor(content.targets), 0.2, seed=0)
         content.samples = [content.samples[i] for i in (rest if train else test)]
-        content.targets = [label for _, label in content.samples]
         return content
 
     return read
@@ -224,8 +219,8 @@ def part(read, name, spec, data_dir, train, size, device, workers):
     if isinstance(content, tuple):
         x, y = content
         return Images(resize(x.to(device), size), y.to(device))
-    y = torch.tensor(content.targets)
-    stream = Stream(content.samples, torch.arange(len(y)), size, train, workers)
+    y = torch.tensor([label for _, label in content.samples])
+    stream = Stream(content.samples, torch.arange(len(y)), size, workers)
     if len(y) * spec.channels * size * size > RESIDENT_BYTES:
         return Images(None, y.to(device), stream)
     x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment=False)])
@@ -342,7 +337,6 @@ class Stream:
     samples: list
     index: torch.Tensor
     size: int
-    train: bool
     workers: int
 
     def loader(self, batch_size, shuffle, augment):
