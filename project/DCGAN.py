@@ -37,23 +37,29 @@ def main(argv=None):
     G = Generator(K, run.data.shape).to(run.device, memory_format=torch.channels_last)
     D = Discriminator(run.data.shape, args.dropout).to(run.device, memory_format=torch.channels_last)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
+    asks = args.alpha > 0 and not teacher.hard
+    teacher.afford(args.epochs * len(run.private) * asks)
     shown = torch.randn(1000, K, device=run.device)
 
-    def look():  # the samples, and how the teacher sees them
+    @torch.no_grad()
+    def samples():
         G.eval()
-        with torch.no_grad():
-            x = torch.cat([G(z) for z in shown.split(250)])
+        x = torch.cat([G(z) for z in shown.split(250)])  # (1000, C, H, W)
         G.train()
+        return x
+
+    def look():  # the samples, and how the teacher sees them
+        x = samples()
         grid = make_grid(x[:100], 10, normalize=True, value_range=(-1, 1))
         save_image(grid, run.record.logs / f"samples_{run.epoch:04}.png")
         run.record.board.add_image("samples", grid, run.epoch)
-        p = teacher.audit(x)  # (1000, K)
+        p = teacher.audit(x).exp()  # (1000, K)
         return {"top": p.amax(1).mean().item(), "classes": (p.argmax(1).bincount(minlength=K) / len(p)).tolist()}
 
     def sureness(x):  # the teacher's top probability, (B, 1)
-        if teacher.hard or not args.alpha:
+        if not asks:
             return torch.ones(len(x), 1, device=x.device)
-        return teacher(x, synthetic=True).softmax(1).amax(1, keepdim=True)
+        return teacher(x, "synthetic").softmax(1).amax(1, keepdim=True)
 
     for _ in run.epochs(look, generator=G, discriminator=D, opt_g=opt_g, opt_d=opt_d):
         for (x,) in run.steps(run.images()):
@@ -71,6 +77,7 @@ def main(argv=None):
             (g + im).backward(inputs=list(G.parameters()))
             opt_g.step()
             run.tally(d=d, g=g, im=im)
+    run.copying(samples())
     return run.finish(generator=G)
 
 

@@ -5,19 +5,20 @@ Hinton et al. 2015, https://arxiv.org/abs/1503.02531
 
 Differs: no labels, as all black-box rows. The KL term has the source's factor t^2; `--kl_scale t` is MEKD's released code.
 Images that no augmentation changes are asked about once, not at every step. From hard answers: cross-entropy on the teacher's classes.
+From topk:k answers the mass that the API keeps back is spread evenly over the other classes.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from common.losses import kl
-from common.options import Distill
+from common.options import Buys
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Distill):
+class Args(Buys):
     t: float = 5.0  # temperature, in (0, 1000]
     kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on the KL term
 

@@ -36,10 +36,9 @@ def test_logits_are_the_nets_own_without_gradient_in_chunks():
 def test_counts_images_and_bytes_private_and_synthetic_apart():
     teacher = BlackBox(Net())
     teacher(images(10))
-    teacher(images(3), synthetic=True)
-    assert teacher.counts == {"queries": 13, "private": 10, "synthetic": 3, "bytes": 13 * 16 * 4}
-    teacher.audit(images())
-    assert teacher.counts["queries"] == 13
+    teacher(images(3), "synthetic")
+    assert teacher.counts == {"queries": 13, "private": 10, "mixed": 0, "public": 0, "synthetic": 3, "bytes": 13 * 16 * 4}
+    assert torch.allclose(teacher.audit(images()).exp().sum(1), torch.ones(10)) and teacher.counts["queries"] == 13
 
 
 @pytest.mark.parametrize("tau", [1.0, 5.0])
@@ -84,10 +83,29 @@ def test_budget_stops_before_the_first_query_over_it():
     teacher(images(2))
 
 
-def test_inside_only_of_a_white_box():
-    assert isinstance(BlackBox(Net(), "inside").inside, Net)
-    with pytest.raises(UsageError, match="black box"):
-        _ = BlackBox(Net(), "logits").inside
+def test_what_others_have_spent_is_of_the_budget():
+    teacher = BlackBox(Net(), budget=12)
+    teacher.earlier = 7
+    assert teacher.left == 5
+    with pytest.raises(UsageError, match=r"allows 5 more queries \(7 asked so far\)"):
+        teacher(images(6))
+    teacher(images(5))
+    assert teacher.left == 0
+
+
+def test_inside_only_of_a_white_box_counted_with_gradient_and_nothing_sent():
+    from common.models import build
+
+    net = build("ResNet8", 4, (1, 8, 8), "cpu")
+    teacher, x = BlackBox(net, "inside", budget=12), torch.randn(8, 1, 8, 8).requires_grad_()
+    logits, feature = teacher.inside(x)
+    logits.sum().backward()
+    assert logits.shape == (8, 4) and feature.shape == (8, 64) and x.grad.abs().sum() > 0
+    assert teacher.counts["queries"] == teacher.counts["synthetic"] == 8 and teacher.counts["bytes"] == 0
+    with pytest.raises(UsageError, match="allows 4 more"):
+        teacher.inside(x)
+    with pytest.raises(UsageError, match="black box.*--response inside"):
+        BlackBox(net, "logits").inside(x)
 
 
 @pytest.mark.parametrize("response", ["sof", "topk", "topk:0", "topk:x", "hard:3", ""])

@@ -41,7 +41,7 @@ def test_a_short_run_leaves_weights_log_and_result(name, script):
     assert [row["epoch"] for row in log] == [1, 2]
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {"options", "seconds", "device", "versions", "queries", "bytes", "private", "seed"} <= set(result)
-    nets = [p for p in folder.glob("*.pt") if p.stem not in ("state", "answers")]
+    nets = [p for p in folder.glob("*.pt") if p.stem != "state"]
     assert len(nets) == 1 and not (folder / "state.pt").exists()
     assert all(torch.isfinite(v).all() for v in torch.load(nets[0], weights_only=True)["model"].values() if v.is_floating_point())
 
@@ -81,18 +81,182 @@ def test_kd_with_augmentation_asks_at_every_step(script):
     assert result["queries"] == 3 * 259
 
 
-@pytest.mark.parametrize("response", ["logits", "topk:3", "hard"])
-def test_kd_and_mekd_work_from_other_answers(response, script):
-    for name, more in {"KD": {}, "MEKD": {"steps": 2}}.items():
-        result = script(name, epochs=1, lamda=0.2, response=response, **more)
-        assert result["queries"] and all(abs(v) < 1e6 for v in result["log"].values())
+QUICK = {"MEKD": {"steps": 2}, "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4}, "DB3KD": {"mode": "sd"}}
+NEEDS = {name: getattr(importlib.import_module(name).Args, "NEEDS", "") for name in SCRIPTS}
+ASKS = [name for name in SCRIPTS if NEEDS[name]]
 
 
-def test_soft_and_logit_answers_train_the_same_student(script):
-    """KD's and MEKD's losses see no more of the logits than the probabilities tell."""
-    for name, more in {"KD": {}, "MEKD": {"steps": 2}}.items():
-        a, b = (script(name, epochs=1, lamda=0.2, response=r, **more)["log"] for r in ("soft", "logits"))
-        assert a["kl"] == pytest.approx(b["kl"], rel=1e-3)
+def quick(script, name, **options):
+    return script(name, **{"epochs": 1, "lamda": 0.2} | QUICK.get(name, {}) | options)
+
+
+@pytest.mark.parametrize("name, response", [(n, r) for n in ("KD", "KN", "AM", "MEKD", "DB3KD") for r in ("logits", "topk:3", "hard")])
+def test_methods_that_need_a_class_only_work_from_any_answer(name, response, script):
+    result = quick(script, name, response=response)
+    assert result["queries"] and all(abs(v) < 1e6 for v in result["log"].values())
+
+
+@pytest.mark.parametrize("name", ["KD", "ML", "AL", "DKD", "KN", "AM", "MEKD"])
+def test_soft_and_logit_answers_train_the_same_student(name, script):
+    """The losses see no more of the logits than the probabilities tell."""
+    a, b = (quick(script, name, response=r)["log"] for r in ("soft", "logits"))
+    terms = [k for k in a if k in ("kl", "mse", "adv", "critic", "target", "others", "ce", "image")]
+    assert terms and all(a[k] == pytest.approx(b[k], rel=2e-3) for k in terms)
+
+
+def test_each_script_says_what_it_needs_and_is_refused_less(script, capsys):
+    assert NEEDS == {
+        "teacher": "", "CE": "", "DCGAN": "hard", "KD": "hard", "ML": "soft", "AL": "soft", "DKD": "soft", "DAFL": "inside", "KN": "hard", "AM": "hard",
+        "DB3KD": "hard", "MEKD": "hard",
+    }  # fmt: skip
+    less = {"soft": "topk:3", "inside": "logits"}
+    for name, needs in NEEDS.items():
+        if needs in less:
+            with pytest.raises(UsageError, match=f"{name} needs {needs} answers, --response {less[needs]} gives less"):
+                script(name, response=less[needs])
+        if needs:
+            with pytest.raises(SystemExit):
+                importlib.import_module(name).main(["--help"])
+            assert f"Needs: a teacher that answers {needs} or more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [n for n in ASKS if n not in ("DCGAN", "DAFL")])
+def test_every_method_keeps_to_its_budget(name, script, capsys):
+    """MEKD's generator here has asked 518 of it in its training."""
+    spent = 518 if name == "MEKD" else 0
+    result = quick(script, name, query_budget=100 + spent, **({"epochs": 5, "first": 5000} if name == "AM" else {}))
+    assert 20 <= result["own"]["queries"] <= 100 and result["queries"] == result["own"]["queries"] + spent
+    assert any(f"-q{100 + spent}/seed0" in str(p) for p in script.home.rglob("result.json"))
+
+
+@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5})])
+def test_methods_that_ask_at_every_step_refuse_a_budget_too_small(name, more, script):
+    with pytest.raises(UsageError, match="allows (100|0) more queries"):
+        quick(script, name, query_budget=100, **more)
+
+
+def test_students_that_need_no_queries_for_their_generator(script):
+    result = quick(script, "DCGAN", alpha=0, tag="free")
+    assert result["queries"] == 0
+    result = quick(script, "MEKD", query_budget=100, generator_tag="free")
+    assert result["queries"] == result["own"]["queries"] == 100
+
+
+def test_kn_asks_exactly_its_budget_about_what_it_says(script):
+    share, number = quick(script, "KN", budget=0.5, tag="a"), quick(script, "KN", budget=33, tag="b")
+    assert share["queries"] == share["private"] == 130 and number["queries"] == 33
+    adaptive = quick(script, "KN", budget=50, choice="adaptive", rounds=3, epochs=6, tag="c")
+    assert adaptive["queries"] == adaptive["private"] == 50
+
+
+def test_kn_asks_about_anothers_images(script, monkeypatch):
+    from common import datasets
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8, generator=g), torch.arange(40) % 4
+    monkeypatch.setitem(datasets.DATASETS, "other", datasets.Spec(4, 3, 12, lambda folder, train: (x, y), "nothing"))
+    for choice in ("random", "adaptive"):
+        result = quick(script, "KN", pool="Other", budget=30, choice=choice, rounds=2, tag=choice)
+        assert result["public"] == result["queries"] == 30 and result["private"] == 0 and result["bytes"] == 30 * 64 * 4
+    path = next((script.home / "checkpoints/KN").rglob("*random/seed0/transfer.safetensors"))
+    again = quick(script, "KD", transfer=path, tag="again")
+    assert again["public"] == 30 and again["own"]["queries"] == 0
+
+
+def test_the_adaptive_choice_prefers_what_was_worth_more():
+    from KN import Policy, worth
+
+    policy = Policy(3)
+    for _ in range(5):
+        policy.learn(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([2.0, 2, 1, 1, 0, 0]))
+    assert policy.mean.item() == pytest.approx(1) and policy.H[0] > policy.H[1] > policy.H[2] and policy.taken.tolist() == [10, 10, 10]
+    p = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.3, 0.3]])
+    s = torch.zeros(2, 3)
+    r = worth(s, p, torch.full((3,), 1 / 3))
+    assert r.tolist() == pytest.approx([0.8 + (0.9 - 1 / 3) + 1, 0.1 + (0.4 - 1 / 3) + 1], abs=1e-5)
+
+
+def test_am_takes_the_weight_at_which_the_student_is_least_sure():
+    """By brute force on 20 pairs, one mix at a time."""
+    from AM import draw_pairs, least_sure
+
+    from common.models import build
+
+    torch.manual_seed(0)
+    net = build("ResNet8", 10, (1, 8, 8), "cpu").eval()
+    x = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
+    view = lambda u: u.float() / 127.5 - 1  # noqa: E731
+    weights = torch.arange(0.3, 0.72, 0.04)
+    pairs = draw_pairs(9, 20, torch.Generator().manual_seed(0))
+    assert len(weights) == 11 and len({tuple(p) for p in pairs.tolist()}) == 20 and (pairs[:, 0] < pairs[:, 1]).all()
+    score, weight = least_sure(net, view, x, pairs, weights, size=50)
+    with torch.no_grad():
+        for (i, j), s, w in zip(pairs.tolist(), score, weight, strict=True):
+            tops = [net(v * view(x[i : i + 1]) + (1 - v) * view(x[j : j + 1])).log_softmax(1).max().item() for v in weights]
+            assert s.item() == pytest.approx(min(tops), abs=1e-5) and w == weights[tops.index(min(tops))]
+
+
+@pytest.mark.parametrize("n, m", [(5, 100), (1000, 300)])
+def test_am_draws_each_pair_once(n, m):
+    from AM import draw_pairs
+
+    pairs = draw_pairs(n, m, torch.Generator().manual_seed(0))
+    assert len(pairs) == min(m, n * (n - 1) // 2) == len(pairs.unique(dim=0)) and (pairs[:, 0] < pairs[:, 1]).all() and pairs.max() < n
+
+
+def test_am_asks_about_private_images_then_mixes_and_never_twice(script):
+    result = quick(script, "AM", first=40, queries=300, pairs=300, epochs=5)
+    assert result["private"] == 40 and result["mixed"] == 900 and result["queries"] == 940
+    from common.transfer import Transfer
+
+    rows = Transfer(next((script.home / "checkpoints/AM").rglob("transfer.safetensors"))).columns
+    assert len(rows["index"].unique(dim=0)) == 940 and (rows["weight"][:40] == 1).all()
+    assert rows["weight"][40:].min() >= 0.3 - 1e-6 and rows["weight"][40:].max() <= 0.7 + 1e-6
+
+
+def test_db3kd_counts_points_between_images_and_sd_asks_only_for_classes(script):
+    sd, bd = (quick(script, "DB3KD", mode=m, tag=m) for m in ("sd", "bd"))
+    assert sd["queries"] == sd["private"] == 259
+    assert bd["private"] == 259 and bd["mixed"] > 259 * 9 * 10 and bd["queries"] == bd["private"] + bd["mixed"]
+    from common.transfer import Transfer
+
+    near, far = (
+        Transfer(next((script.home / "checkpoints/DB3KD").rglob(f"*-{m}/seed0/transfer.safetensors"))).columns for m in ("bd", "sd")
+    )
+    own = near["answers"].bool()
+    assert (near["distances"] <= far["distances"] + 1e-6).all() and (near["distances"][own] == float("inf")).all()
+    assert near["distances"][~own].isfinite().all()
+
+
+def test_dafl_looks_inside_and_sends_nothing(script):
+    result = quick(script, "DAFL", steps=3, batch_size=16)
+    assert result["synthetic"] == result["queries"] == 48 and result["bytes"] == result["private"] == 0
+    assert set(result["copying"]) == {"synthetic_median", "private_median", "closer"}
+
+
+def test_fidelity_and_calibration_stand_beside_accuracy(script):
+    result = quick(script, "KD")
+    assert result["teacher_kl"] > 0 and 0 <= result["ece"] <= 100
+    same = script("KD", epochs=1, lamda=0.2, model="ResNet8", response="inside", tag="inside")
+    assert same["queries"] == 259  # a white box is asked as any other
+
+
+def test_the_edges_own_data_set(script, monkeypatch):
+    """--private: images of another data set, resized and made grey as the teacher's; tested on its test images."""
+    from common import datasets
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 256, (60, 3, 12, 12), dtype=torch.uint8, generator=g), torch.arange(60) % 10
+    monkeypatch.setitem(
+        datasets.DATASETS, "edge", datasets.Spec(10, 3, 12, lambda folder, train: (x, y) if train else (x[:20], y[:20]), "nothing")
+    )
+    result = quick(script, "KD", private="Edge", lamda=0.5)
+    assert result["queries"] == 30 and result["accuracy"] % 5 == 0
+    assert next((script.home / "checkpoints/KD/Digits-edge").rglob("student.pt"))
+    with pytest.raises(UsageError, match="first run: python project/DCGAN.py .* --lamda 0.5 --private edge --checkpoints_dir"):
+        quick(script, "MEKD", private="edge", lamda=0.5)
+    quick(script, "DCGAN", private="edge", lamda=0.5)
+    assert quick(script, "MEKD", private="edge", lamda=0.5)["private"] == 0
 
 
 @pytest.mark.parametrize("name", ["DCGAN", "MEKD"])

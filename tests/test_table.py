@@ -10,6 +10,7 @@ import pytest
 import table
 from conftest import ROOT
 
+from common import report
 from common.utils import UsageError, save_json
 
 TINY = """
@@ -97,8 +98,11 @@ def result(accuracy, **more):
         "accuracy": accuracy,
         "best": accuracy,
         "agreement": 90.0,
+        "teacher_kl": 0.1,
+        "ece": 2.0,
         "queries": 1000,
         "private": 10,
+        "synthetic": 990,
         "bytes": 4e6,
         "seconds": 30.0,
         "versions": {},
@@ -121,7 +125,7 @@ def test_a_stopped_table_stops_its_runs_and_goes_on(number, tiny):
 def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
     pair = {"dataset": "Digits", "teacher": "ResNet8", "student": "ResNet8"}
     rows = [{"paper": "ours", "method": "KD", "value": "90.00"} | pair, {"paper": "other", "method": "CE", "value": "1"} | pair]
-    monkeypatch.setattr(table.csv, "DictReader", lambda f: rows)
+    monkeypatch.setattr(report.csv, "DictReader", lambda f: rows)
     folder = tiny.home / "c" / "KD" / "Digits" / "ResNet8_to_ResNet8"
     for seed, accuracy in enumerate((91.0, 92.0)):
         save_json(folder / f"seed{seed}" / "result.json", result(accuracy))
@@ -133,8 +137,9 @@ def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch
     }
     got = dict(zip(lines["method"], lines["KD"], strict=True))
     assert got == {
-        "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "queries": "1,000", "private images sent": "10",
-        "MB sent": "4.0", "minutes": "0.50", "paper": "90.00", "difference": "+1.50",
+        "needs": "hard", "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "KL to teacher": "0.100 ± 0.000",
+        "ECE, %": "2.0 ± 0.0", "queries": "1,000", "images sent": "10 private + 990 synthetic", "MB sent": "4.0", "minutes": "0.50", "paper": "90.00",
+        "difference": "+1.50",
     }  # fmt: skip
     assert dict(zip(lines["method"], lines["CE"], strict=True))["accuracy (last), %"] == "(not run)"
 
@@ -200,3 +205,88 @@ def test_published_numbers_are_numbers_with_a_source():
     assert known["logit KD tables", "CIFAR100", "ResNet56", "ResNet20", "KD"] == "70.66"
     assert known["AEAHL-RG", "CIFAR10", "VGG11_BN", "ResNet18", "AEAHL-RG"] == "91.24"
     assert known["MEKD", "ImageNet", "ResNet50", "ResNet34", "MEKD soft"] == "59.89"
+
+
+# ---- is a difference chance?
+
+
+def filled(tiny, **accuracies):
+    """Results of all seeds of rows CE and KD, one accuracy each; the table's lines by row."""
+    for name, folder in (("CE", "ResNet8"), ("KD", "ResNet8_to_ResNet8")):
+        for seed, accuracy in enumerate(accuracies.get(name, [])):
+            save_json(tiny.home / "c" / name / "Digits" / folder / f"seed{seed}" / "result.json", result(accuracy))
+
+
+def lines_of(out):
+    return {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in out.splitlines() if line.startswith("| ")}
+
+
+def test_only_a_winner_that_chance_cannot_explain_is_bold(tiny, capsys):
+    better = [90 + 0.1 * i for i in range(6)]
+    filled(tiny, CE=better, KD=[a - 1 for a in better])
+    table.main([*tiny(), "--show", "--seeds", "6"])
+    out = capsys.readouterr().out
+    got = dict(zip(lines_of(out)["method"], lines_of(out)["CE"], strict=True))
+    assert got["accuracy (last), %"] == "**90.25 ± 0.19**" and got["against KD"] == "+1.00 [+1.00, +1.00]" and got["p"] == "0.031"
+    assert "cannot tell" not in out and "\\textbf{90.25" in (tiny.home / "l/tables/tiny.tex").read_text()
+    table.main([*tiny(), "--show", "--seeds", "6", "--against", "ce"])
+    out = capsys.readouterr().out
+    assert "**" not in out and "-1.00 [-1.00, -1.00]" in out  # a significant loser is not bold
+
+
+def test_too_few_seeds_are_said(tiny, capsys):
+    filled(tiny, CE=[95, 96], KD=[90, 91])
+    table.main([*tiny(), "--show"])
+    out = capsys.readouterr().out
+    assert (
+        "2 seeds cannot tell: with 1 comparisons the smallest p" in out
+        and "is 0.5; 5% takes 6 seeds (--seeds 6)." in out
+        and "**" not in out
+    )
+
+
+def test_rows_are_paired_by_seed(tiny, capsys):
+    """KD lacks seed 0, so that only seeds 1 and 2 are compared."""
+    filled(tiny, CE=[50, 91, 92], KD=[0, 90, 90])
+    (tiny.home / "c/KD/Digits/ResNet8_to_ResNet8/seed0/result.json").unlink()
+    table.main([*tiny(), "--show", "--seeds", "3"])
+    out = capsys.readouterr().out
+    assert "+1.50 [" in out and "2 of 3 seeds" in out
+
+
+# ---- budgets, and the edge's own data set
+
+
+def test_budgets_make_a_row_a_curve(tiny, capsys):
+    flags = tiny(more="[scripts.CE]\nepochs = 2\n")
+    path = tiny.home / "tiny.toml"
+    text = path.read_text().replace("seeds = [0, 1]", "seeds = [0, 1]\nbudgets = [40, 80]")
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if "MEKD" not in line))
+    table.main([*flags, "--jobs", "2"])
+    out = capsys.readouterr().out
+    rows = lines_of(out)
+    assert rows["method"] == ["40", "80"] and len(rows["KD"]) == 2 and all("±" in c for c in rows["KD"]) and rows["CE"][0] == rows["CE"][1]
+    asked = {r["query_budget"]: r["queries"] for r in budgets(tiny)}
+    assert asked == {"40": "40", "80": "80"}
+    from PIL import Image
+
+    assert Image.open(tiny.home / "l/tables/tiny.png").size[0] > 500
+
+
+def budgets(tiny):
+    for r in csv.DictReader((tiny.home / "l/tables/tiny.csv").open()):
+        options = dict(o.split("=", 1) for o in r["options"].split())
+        if "query_budget" in options and r["method"].startswith("KD"):
+            yield r | options
+
+
+def test_the_edges_data_set_is_of_every_row(tiny, capsys):
+    flags = tiny()
+    path = tiny.home / "tiny.toml"
+    path.write_text(path.read_text().replace('dataset = "Digits"', 'dataset = "Digits"\nprivate = "USPS"'))
+    table.main([*flags, "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(
+        ("--private USPS" in line) == (script in ("KD", "DCGAN", "MEKD")) for line in lines for script in [line.split("/")[1].split(".")[0]]
+    )
+    assert any(line.startswith("python -u project/CE.py --dataset USPS") for line in lines)

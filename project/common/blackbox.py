@@ -1,11 +1,14 @@
 """The teacher as its API shows it: it answers, counts, and stops before the first query over budget. No gradient, no inside."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from .utils import UsageError
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
+KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two
 
 
 def rank(response):
@@ -20,52 +23,67 @@ class BlackBox:
     """`teacher(x)`: images (N, C, H, W) -> answers (N, K) for any N, in evaluation mode, without gradient; N queries are counted.
 
     What comes back are logits as far as the response lets one know them:
-      logits   the teacher's own; so does `inside`, which alone allows `teacher.inside`, the net
+      logits   the teacher's own; so does `inside`, which alone allows `teacher.inside(x)`
       soft     probabilities are sent; their logarithm, centred: the logits up to a constant of each row
       topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
       hard     a class is sent; its one-hot vector
 
-    budget: queries it may answer, None without limit. chunk: images a forward pass.
-    counts: queries, private (queries about private images), synthetic, bytes (float32 images sent, the paper's measure).
+    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass.
+    counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure).
     """
 
     def __init__(self, net, response="soft", budget=None, chunk=1000):
         self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
-        self.rank = rank(response)
-        self.counts = {"queries": 0, "private": 0, "synthetic": 0, "bytes": 0}
+        self.rank, self.earlier = rank(response), 0
+        self.counts = self.zero()
+
+    @staticmethod
+    def zero():
+        return dict.fromkeys(("queries", *KINDS, "bytes"), 0)
 
     @property
     def hard(self):
         return self.response == "hard"
 
-    @property
-    def inside(self):
-        """The net itself, for a method that needs its features or gradients. UsageError where the teacher is a black box."""
-        if self.response != "inside":
-            raise UsageError(
-                f"this method looks inside the teacher, and --response {self.response} is a black box; your own: --response inside"
-            )
-        return self.net
+    def inside(self, x):
+        """Logits (N, K) and penultimate features (N, F) with gradient, for a method that looks inside; counted, but nothing is sent.
 
-    def __call__(self, x, synthetic=False):
+        UsageError where the teacher is a black box.
+        """
+        if self.response != "inside":
+            hint = "of a teacher of your own: --response inside"
+            raise UsageError(f"this method looks inside the teacher, and --response {self.response} is a black box; {hint}")
+        self.afford(len(x))
+        self.count(x, "synthetic", sent=0)
+        return self.net(x, feature=True)
+
+    def __call__(self, x, kind="private"):
         self.afford(len(x))
         answers = torch.cat([self.recover(self.api(c)) for c in x.split(self.chunk)])  # (N, K)
-        self.counts["queries"] += len(x)
-        self.counts["synthetic" if synthetic else "private"] += len(x)
-        self.counts["bytes"] += x.numel() * 4
+        self.count(x, kind)
         return answers
+
+    def count(self, x, kind, sent=1):
+        self.counts["queries"] += len(x)
+        self.counts[kind] += len(x)
+        self.counts["bytes"] += x.numel() * 4 * sent
+
+    @property
+    def left(self):
+        """Queries that the budget still allows, infinity without one."""
+        return math.inf if self.budget is None else max(0, self.budget - self.earlier - self.counts["queries"])
 
     def afford(self, n):
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
-        asked = self.counts["queries"]
-        if self.budget is not None and asked + n > self.budget:
-            left = f"--query_budget {self.budget} allows {self.budget - asked} more queries ({asked} asked so far)"
+        if n > self.left:
+            asked = self.earlier + self.counts["queries"]
+            left = f"--query_budget {self.budget} allows {self.left} more queries ({asked} asked so far)"
             raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
     @torch.no_grad()
     def audit(self, x):
-        """Probabilities (N, K) as the one who runs the experiment sees them. It is not counted, and no method may learn from it."""
-        return torch.cat([self.net(c).float().softmax(1) for c in x.split(self.chunk)])
+        """Log-probabilities (N, K) as the one who runs the experiment sees them. Not counted, and no method may learn from them."""
+        return torch.cat([self.net(c).float().log_softmax(1) for c in x.split(self.chunk)])
 
     @torch.no_grad()
     def api(self, x):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from .utils import RunError, UsageError, lookup
 
@@ -140,20 +141,28 @@ DATASETS = {
 
 @dataclass
 class Images:
-    """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device; where it is streamed, `stream` stands for x."""
+    """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device; where it is streamed, `stream` stands for x.
+
+    index: each image's row in the whole part, (N,) on the CPU.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
     stream: object = None
+    index: torch.Tensor = None
+
+    def __post_init__(self):
+        if self.index is None:
+            self.index = torch.arange(len(self.y))
 
     def __len__(self):
         return len(self.y)
 
-    def subset(self, index):
-        index = index.to(self.y.device)
+    def subset(self, rows):
+        rows, cpu = rows.to(self.y.device), rows.cpu()
         if self.stream is None:
-            return Images(self.x[index], self.y[index])
-        return Images(None, self.y[index], replace(self.stream, index=self.stream.index[index.cpu()]))
+            return Images(self.x[rows], self.y[rows], index=self.index[cpu])
+        return Images(None, self.y[rows], replace(self.stream, index=self.stream.index[cpu]), self.index[cpu])
 
 
 @dataclass
@@ -176,10 +185,11 @@ class Data:
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1):
+def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1, channels=0):
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
-    img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8.
+    img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8;
+    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are.
     normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
     Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
     """
@@ -187,6 +197,9 @@ def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", work
     size = img_size or spec.size
     workers = min(8, os.cpu_count() or 1) if workers < 0 else workers
     parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
+    if channels not in (0, spec.channels):
+        parts = [recolour(p, channels) for p in parts]
+        spec = replace(spec, channels=channels, mean=(), std=())
     classes = spec.classes or max(len(set(p.y.tolist())) for p in parts)
     if normalize == "half":
         mean = std = (0.5,) * spec.channels
@@ -236,6 +249,12 @@ def resize(x, size):
         for c in x.split(5000)
     ]
     return torch.cat(chunks)
+
+
+def recolour(images, channels):
+    if images.stream:
+        raise UsageError("a folder that is streamed has colour images; take a smaller --img_size, so that it fits into memory")
+    return replace(images, x=images.x.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(images.x))
 
 
 def moments(images):

@@ -22,3 +22,13 @@ def kl(s, t, tau=1.0, scale="t2", hard=False):
         return F.cross_entropy(s, t)
     log_s, log_t = F.log_softmax(s / tau, 1), F.log_softmax(t / tau, 1)  # (B, K)
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale]
+
+
+def centred(u):
+    """Logits (B, K) less their mean: what a soft answer and a student's logits have in common, whatever constant a row has."""
+    return u - u.mean(1, keepdim=True)
+
+
+def probabilities(t, hard=False):
+    """The teacher's class probabilities (B, K) from its answers t; hard answers are probabilities already."""
+    return t if hard else t.softmax(1)

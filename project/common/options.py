@@ -47,16 +47,8 @@ class Base:
     overwrite: bool = False  # start anew where this run has been before
     dry_run: bool = False  # one epoch of two steps, nothing kept
 
-    FREE: ClassVar = {
-        "query_budget",
-        "device",
-        "workers",
-        "data_dir",
-        "checkpoints_dir",
-        "logs_dir",
-        "overwrite",
-        "dry_run",
-    }  # may differ on resume
+    # what may differ when a run is taken up
+    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}
 
 
 @dataclass
@@ -70,6 +62,7 @@ class Asks(Base):
     teacher_path: str = ""  # any checkpoint file of that architecture, instead of teacher.py's
     response: str = "soft"  # what the teacher answers: logits | soft (probabilities) | topk:k | hard (a class) | inside (a white box)
     query_budget: int = 0  # queries that it may be asked, 0 without limit, in [0, 1000000000000]
+    private: str = ""  # the edge's data set where it is not the teacher's: private and test images are of it, made alike in size
 
 
 @dataclass
@@ -77,6 +70,13 @@ class Distill(Asks):
     """A script that trains a student from a teacher."""
 
     model: str = "ResNet8"  # the student's architecture, a model of the list below
+
+
+@dataclass
+class Buys(Distill):
+    """A script that can train on answers bought once."""
+
+    transfer: str = ""  # a transfer.safetensors of any run with this teacher and response: train on what it holds
 
 
 def helps(cls):
@@ -103,6 +103,8 @@ def parse(cls, argv=None, script="script", epilog=""):
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
     doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    if needs := getattr(cls, "NEEDS", ""):
+        doc += f"\n\nNeeds: a teacher that answers {needs} or more (hard < topk < soft < logits < inside)."
     parser = Parser(
         prog=f"{script}.py", description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

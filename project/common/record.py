@@ -17,7 +17,8 @@ import torch
 import torchvision
 
 from .options import differences, settings
-from .utils import RunError, UsageError, identity, place, read, read_json, save, save_json, save_text, say, weights, who_of
+from .transfer import Transfer
+from .utils import RunError, UsageError, domain, identity, place, read, read_json, save, save_json, save_text, say, weights, who_of
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 
@@ -39,7 +40,7 @@ class Record:
         if a.dry_run:
             self.temporary = tempfile.TemporaryDirectory(prefix="dry_run_")
             roots = (f"{self.temporary.name}/checkpoints", f"{self.temporary.name}/logs")
-        self.folder, self.logs = (place(root, self.script, a.dataset, self.name, a.seed) for root in roots)
+        self.folder, self.logs = (place(root, self.script, domain(a), self.name, a.seed) for root in roots)
         for folder in (self.folder, self.logs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +62,9 @@ class Record:
         """Says so and exits where the run is finished; takes its state where it was cut short; UsageError where it was another run."""
         result = read_json(self.folder / "result.json", "options", "sources", "line")
         if not result and (self.folder / "state.pt").exists():
-            self.state = read(self.folder / "state.pt", "options", "sources", "phase", "epoch", "objects", "rng", "rows")
-        before = result or self.state
+            self.state = read(self.folder / "state.pt", "options", "sources", "epoch", "objects", "rng", "rows")
+        self.transfer = Transfer(self.folder / "transfer.safetensors")
+        before = result or self.state or self.transfer.about
         if not before:
             return
         changed = differences(self.args, before["options"])
@@ -84,41 +86,29 @@ class Record:
 
     # ---- state
 
-    def save_state(self, phase, epoch, objects, device, force):
+    def save_state(self, epoch, objects, device, force):
         """Saves all that has a state, unless the last save is hardly older than an epoch; `force` saves in any case."""
         if not force and time.time() - self.saved_at < SAVE_EVERY:
             return
-        kept = {"phase": phase, "epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
+        kept = {"epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
         kept |= {"rng": rng_state(device), "rows": self.rows, "best": self.best, "seconds": self.seconds()}
         save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources})
         self.saved_epoch, self.saved_at = epoch, time.time()
 
-    def resume(self, phase, epochs, objects, device):
-        """Puts the saved state into `objects`; the number of epochs done in this phase, all of them in an earlier one."""
+    def resume(self, done, until, objects, device):
+        """Puts the state into `objects` if it was saved in epochs done + 1 to `until`; the number of epochs done, at most `until`."""
         state = self.state
-        if not state or state["phase"] < phase:
-            return 0
-        if state["phase"] > phase:
-            return epochs
+        if not state or state["epoch"] <= done:
+            return done
+        if state["epoch"] > until:
+            return until
         for name, o in objects.items():
             o.load_state_dict(state["objects"][name])
         set_rng_state(state["rng"], device)
         self.rows, self.best, self.earlier, self.saved_epoch = state["rows"], state["best"], state["seconds"], state["epoch"]
         save_text(self.logs / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        say(f"goes on after epoch {self.saved_epoch} of {epochs}")
+        say(f"goes on after epoch {self.saved_epoch} of {self.args.epochs}")
         return self.saved_epoch
-
-    def once(self, name, make, counter, device):
-        """What `make()` gives, kept in the folder: a run that was killed finds it there, with `counter`'s counts, and pays once."""
-        path = self.folder / f"{name}.pt"
-        if path.exists():
-            kept = read(path, "value", "counts", "rng")
-            counter.load_state_dict(kept["counts"])
-            set_rng_state(kept["rng"], device)
-        else:
-            kept = {"value": [v.cpu() for v in make()], "counts": counter.state_dict(), "rng": rng_state(device)}
-            save(path, kept)
-        return [v.to(device) for v in kept["value"]]
 
     # ---- log
 

@@ -22,10 +22,13 @@ from tqdm import tqdm
 from .blackbox import RESPONSES, BlackBox, rank
 from .datasets import DATASETS, Batches, Map, Streamed, load, spec_of, split
 from .gan import Generator
+from .losses import kl
+from .measures import calibration_error, copying
 from .models import MODELS, build, canonical
-from .options import Asks, Base, flags, lr_at, milestones, parse
+from .options import Asks, Base, flags, lr_at, milestones, parse, settings
 from .record import Record, peak_mb
-from .utils import RunError, UsageError, clock, place, say, who
+from .transfer import Transfer
+from .utils import RunError, UsageError, clock, domain, identity, place, say, who
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
 
@@ -40,25 +43,31 @@ def start(Args, argv=None):
 
 
 class Run:
-    """args, device, data, private (the edge's Images), student (where one is trained), teacher (a BlackBox, where one is asked)."""
+    """args, device, data, private (the edge's Images), student (where one is trained), teacher (a BlackBox, where one is asked).
+
+    askable: the Images that a method may ask about, the private ones or those of --pool; source: the data set they are of.
+    notes: what a script adds to its result.
+    """
 
     def __init__(self, Args, argv=None):
         script = Path(inspect.getfile(Args)).stem
         self.command = shlex.join(["python", "-u", *sys.argv] if argv is None else ["python", "-u", f"project/{script}.py", *argv])
         there_is = f"data sets: {', '.join(DATASETS)}, folder:PATH\nmodels: {', '.join(MODELS)}, torchvision:NAME"
         self.args = args = parse(Args, argv, script, there_is)
-        args.dataset, _ = spec_of(args.dataset)
+        for field in ("dataset", "private", "pool"):
+            if getattr(args, field, ""):
+                setattr(args, field, spec_of(getattr(args, field))[0])
         for field in ("model", "teacher"):
             if hasattr(args, field):
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
-        self.device, self.stopping, self.phase, self.printed, self.laps = device_of(args), None, 0, 0.0, []
-        self.handlers, self.spent = {}, {}  # the signals' former handlers; what a generator's training asked
+        self.device, self.stopping, self.done, self.purchases, self.printed, self.laps = device_of(args), None, 0, 0, 0.0, []
+        self.handlers, self.spent, self.notes = {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         trained = self.find_teacher() if isinstance(args, Asks) else None
-        self.data = load(args.dataset, args.data_dir, self.device, args.img_size, args.normalize, args.workers)
+        self.source = self.data = self.load(getattr(args, "private", "") or args.dataset)
         self.share_out()
         self.teacher = self.truth = None
         if trained:
@@ -67,7 +76,15 @@ class Run:
         self.student = self.net(args.model) if hasattr(args, "model") else None
         if args.compile and self.student:
             self.student.compile()
+        self.open_transfer()
         say(f"{self.record.title}: {len(self.private):,} of {len(self.data.train):,} training images; {self.device_name()}")
+
+    def load(self, name):
+        """A data set with the size and the channels that the teacher's has."""
+        a, (_, spec) = self.args, spec_of(self.args.dataset)
+        if getattr(a, "private", "") and a.normalize != "half":
+            raise UsageError("--private goes with --normalize half: the teacher's mean is not that of another data set")
+        return load(name, a.data_dir, self.device, a.img_size or spec.size, a.normalize, a.workers, spec.channels)
 
     def share_out(self):
         """private: what the edge owns. test: what is evaluated, the test images or, with --val, training images kept from everyone."""
@@ -77,6 +94,32 @@ class Run:
             self.test, train = train.subset(held), train.subset(rest)
         self.part = "validation" if a.val else "test"
         self.private = train.subset(split(train.y, a.lamda, a.seed)[0]) if a.lamda < 1 else train
+
+    def open_transfer(self):
+        """What may be asked about, and the answers that --transfer holds."""
+        a, own, name = self.args, self.record.transfer, getattr(self.args, "pool", "") or self.data.name
+        if path := getattr(a, "transfer", ""):
+            if not Path(path).exists():
+                raise UsageError(f"no file {path}; a method that buys answers once leaves one in its folder: transfer.safetensors")
+            given = Transfer(Path(path))
+            mine = {"response": a.response, "teacher": self.teacher_identity, "classes": self.data.classes, "val": a.val}
+            if off := [f"its {k} is {given.about[k]}, this run's is {v}" for k, v in mine.items() if given.about[k] != v]:
+                raise UsageError(f"{path} is of another kind: {'; '.join(off)}; buy answers anew, without --transfer")
+            self.record.sources[path] = identity(path)
+            self.spend(given.about["counts"])
+            name = given.about["dataset"]
+            if not own:
+                own.columns = given.whole()
+                own.ends = [len(own.columns["answers"])]
+            say(f"{path}: {own.ends[0]:,} answers bought before")
+        if name != self.data.name:
+            self.source = self.load(name)
+        self.askable = self.private if self.source is self.data else self.source.train
+
+    def spend(self, counts):
+        """Queries that another run has asked for what this one is made from: they count, and are of the budget."""
+        self.spent = {k: v + self.spent.get(k, 0) for k, v in counts.items()}
+        self.teacher.earlier = self.spent.get("queries", 0)
 
     # ---- teacher, student, generator
 
@@ -104,8 +147,8 @@ class Run:
         a = self.args
         self.teacher = BlackBox(self.fill(self.net(a.teacher), path, state, meta), a.response, a.query_budget or None)
         self.teacher_identity = self.record.sources[str(path)]
-        self.truth = self.infer(self.teacher.audit, self.test).argmax(1)  # (N,) the teacher's classes, to compare with
-        self.teacher_accuracy = percent(self.truth == self.test.y)
+        self.truth = self.infer(self.teacher.audit, self.test)  # (N, K) the teacher's log-probabilities, to compare with
+        self.teacher_accuracy = percent(self.truth.argmax(1) == self.test.y)
         say(f"teacher {a.teacher}: {self.teacher_accuracy:.2f} % of {len(self.test):,} {self.part} images; it answers {a.response}")
 
     def fill(self, net, path, state, meta):
@@ -124,58 +167,143 @@ class Run:
         net.load_state_dict(state)
         return net
 
-    def generator(self, path=""):
+    def generator(self, path="", tag=""):
         """DCGAN.py's generator for this data set, teacher and seed, frozen, in evaluation mode; one made with the same response first."""
         a = self.args
-        places = [
-            place(a.checkpoints_dir, "DCGAN", a.dataset, who(a.teacher, response=r), a.seed) / "generator.pt" for r in (a.response, "soft")
-        ]
+        names = [who(a.teacher, response=r, tag=tag) for r in (a.response, "soft")]
+        places = [place(a.checkpoints_dir, "DCGAN", domain(a), name, a.seed) / "generator.pt" for name in names]
         path = Path(path or next((p for p in places if p.exists()), places[1]))
-        first = self.before("DCGAN", teacher=a.teacher, seed=a.seed, lamda=a.lamda)
+        more = {k: v for k, v in {"private": a.private, "tag": tag}.items() if v}
+        first = self.before("DCGAN", teacher=a.teacher, seed=a.seed, lamda=a.lamda, **more)
         if path == places[1] and not path.exists():
             raise UsageError(f"no generator in {path.parent}; first run: {first}")
         state, meta = self.record.source(path)
-        made = {"lamda": a.lamda, "teacher": self.teacher_identity}
+        made = {"dataset": domain(a), "lamda": a.lamda, "teacher": self.teacher_identity}
         if off := [f"its {k} was {meta[k]}, this run's is {v}" for k, v in made.items() if meta.get(k, v) != v]:
             raise UsageError(f"{path} is of another run: {'; '.join(off)}; run again: {first} --overwrite")
         G = Generator(meta.get("latent", self.data.classes), self.data.shape).to(self.device, memory_format=torch.channels_last)
-        self.spent = meta.get("counts", {})
-        say(f"generator {path}: {self.spent.get('queries', 0):,} queries in its training")
+        self.spend(meta.get("counts", {}))
+        say(f"generator {path}: {meta.get('counts', {}).get('queries', 0):,} queries in its training")
         return self.fill(G, path, state, meta).eval().requires_grad_(False)
+
+    # ---- what is asked
+
+    def within(self, n):
+        """n queries, or as many as --query_budget still allows, which is said; UsageError where that is too little to train on."""
+        left = self.teacher.left
+        if left < min(n, 2):
+            raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries, too few to train on; raise it")
+        if left < n:
+            say(f"{left:,} queries are asked instead of {n:,} (--query_budget {self.args.query_budget})")
+        return min(n, left)
+
+    def some(self, n):
+        """A plan of n of the images that may be asked about, or as many as the budget allows."""
+
+        def plan(g):
+            m = self.within(n)
+            chosen = torch.randperm(len(self.askable), generator=g)[:m].sort().values
+            return {"index": self.askable.index[chosen]}
+
+        return plan
+
+    def buy(self, plan):
+        """Columns of the transfer set: all that was bought so far with this purchase, kept as it is bought and never paid for twice.
+
+        plan(g) names what is asked about, as columns of a transfer set; it draws from the generator g alone, and is not called
+        where a killed run, or --transfer, has the images already.
+        """
+        t, script, augment = self.record.transfer, self.record.script, self.args.augment
+        if augment != "none":
+            raise UsageError(f"{script} buys answers to images as they are, once; --augment {augment} would change them: --augment none")
+        self.purchases += 1
+        if len(t.ends) < self.purchases:
+            t.plan(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.purchases)))
+        stop = t.ends[self.purchases - 1]
+        return self.grow("answers", self.answers, max(1000, stop // 20), stop)
+
+    def grow(self, name, make, size, stop):
+        """The first `stop` rows of the transfer set with the column `name`, which `make(rows)` gives for `size` rows at a time."""
+        t, a = self.record.transfer, self.args
+        if (own := t.about.get("own", {})).get("queries", 0) > self.teacher.counts["queries"]:
+            self.teacher.load_state_dict(own)
+        about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
+        about |= {"response": a.response, "teacher": self.teacher_identity, "options": settings(a), "sources": self.record.sources}
+        for _ in t.fill(name, make, size, stop):
+            t.save(about | {"own": self.teacher.state_dict(), "counts": self.total()})
+            if self.stopping:
+                self.leave()
+        return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
+
+    def answers(self, rows):
+        """The teacher's answers (n, K) to rows of a transfer set."""
+        if "images" in rows:
+            return self.teacher(self.see(rows), "synthetic")
+        if "weight" in rows:
+            kind = "mixed" if (rows["index"][:, 0] != rows["index"][:, 1]).any() else "private"
+            return self.teacher(self.see(rows), kind)
+        kind = "private" if self.source is self.data else "public"
+        return self.infer(lambda x: self.teacher(x, kind), self.source.train.subset(rows["index"]))
+
+    def see(self, rows):
+        """The images (n, C, H, W) of rows of a transfer set, as a net sees them."""
+        rows = {k: v.to(self.device) for k, v in rows.items()}
+        if "images" in rows:
+            return rows["images"]
+        return self.mix(rows["index"], rows["weight"]) if "weight" in rows else self.data.view(self.source.train.x[rows["index"]])
+
+    def mix(self, index, weight):
+        """weight * first + (1 - weight) * second image of each row of index (n, 2): floats (n, C, H, W)."""
+        a, b = (self.data.view(self.source.train.x[index[:, i]]) for i in (0, 1))
+        return torch.lerp(b, a, weight.view(-1, 1, 1, 1))
+
+    def resident(self, images):
+        """`images`, where they lie on the device; UsageError where they are streamed."""
+        if images.stream:
+            what = f"{self.record.script} needs its images in memory, and {self.source.name} is streamed"
+            raise UsageError(f"{what}; take a smaller --img_size")
+        return images
 
     # ---- what one can iterate
 
-    def images(self, *tensors):
+    def images(self, *rows):
         """Shuffled batches of the private images, as the options want them seen, and of tensors with a row for each: (x, *rows)."""
-        a, p = self.args, self.private
-        if p.stream:
-            return Streamed(p, *tensors, size=a.batch_size, first=self.data.view, augment=a.augment != "none")
-        return Batches(p.x, *tensors, size=a.batch_size, first=lambda x: self.data.view(x, a.augment))
+        return self.batches_of(self.private, rows, self.args.augment)
+
+    def batches_of(self, images, rows, augment="none", steps=None):
+        if images.stream:
+            return Streamed(images, *rows, size=self.args.batch_size, first=self.data.view, augment=augment != "none")
+        return Batches(images.x, *rows, size=self.args.batch_size, first=lambda x: self.data.view(x, augment), steps=steps)
+
+    def batches(self, bought, *rows, steps=None):
+        """Shuffled batches (x, t, *rows) of what `buy` gave, and of tensors with a row for each; `steps` an epoch, without it one pass."""
+        rows, size = (bought["answers"], *rows), self.args.batch_size
+        if "images" in bought:
+            return Batches(bought["images"], *rows, size=size, steps=steps)
+        if "weight" in bought:
+            mixes = Batches(bought["index"], bought["weight"], *rows, size=size, steps=steps)
+            return Map(mixes, lambda index, weight, *rows: (self.mix(index, weight), *rows))
+        return self.batches_of(self.source.train.subset(bought["index"]), rows, steps=steps)
 
     def asked(self):
-        """Batches of private images and the teacher's answers (x, t). Images that never change are asked about once."""
-        if self.args.augment == "none":
-            return self.images(*self.once("answers", len(self.private), lambda: [self.infer(self.teacher, self.private)]))
+        """Batches of the askable images and the teacher's answers (x, t). Images that never change are asked about once."""
+        if self.args.augment == "none" or self.args.transfer:
+            return self.batches(self.buy(self.some(len(self.askable))))
         self.teacher.afford(len(self.private) * self.args.epochs)
         return Map(self.images(), lambda x: (x, self.teacher(x)))
 
-    def once(self, name, queries, make):
-        """The tensors that `make()` buys with that many queries, kept in the run's folder and never paid for twice."""
-        self.teacher.afford(queries)
-        return self.record.once(name, make, self.teacher, self.device)
-
     # ---- training
 
-    def fit(self, batches, loss, optimizers=(), evaluate=None):
-        """Minimises the sum of the terms that `loss(*batch)` returns by name, for args.epochs epochs, and logs each under its name.
+    def fit(self, batches, loss, optimizers=(), evaluate=None, until=None, **objects):
+        """Minimises the sum of the terms that `loss(*batch)` returns by name, up to the epoch `until`, and logs each under its name.
 
         The student's own optimizer follows the options; those given step beside it. evaluate: gives the numbers to log, the
-        student's accuracy by default.
+        student's accuracy by default. until: the last epoch of args.epochs by default. objects: more that has a state to resume.
         """
         main = optimizer_of(self.args, self.student)
         every = [main, *optimizers]
         named = {f"optimizer{i}": o for i, o in enumerate(every)}
-        for epoch in self.epochs(evaluate or self.accuracy, student=self.student, **named):
+        for epoch in self.epochs(evaluate or self.accuracy, until, student=self.student, **named, **objects):
             for group in main.param_groups:
                 group["lr"] = lr_at(self.args, epoch)
             self.student.train()
@@ -190,24 +318,24 @@ class Run:
                     o.step()
                 self.tally(**terms)
 
-    def epochs(self, evaluate, **objects):
-        """Yields the epochs still to do, 1, 2, ...; logs, evaluates and saves after each. `objects`: all that has a state to resume."""
-        self.phase += 1
-        total = 1 if self.args.dry_run else self.args.epochs
+    def epochs(self, evaluate, until=None, **objects):
+        """Yields the epochs still to do up to `until`; logs, evaluates and saves after each. `objects`: all that has a state to resume."""
+        total = self.args.epochs
+        until = min(total if until is None else until, self.done + 1 if self.args.dry_run else total)
         if self.teacher:
             objects["queries"] = self.teacher
-        done = self.record.resume(self.phase, total, objects, self.device)
-        began = time.time()
-        for epoch in range(done + 1, total + 1):
+        done = self.record.resume(self.done, until, objects, self.device)
+        self.done, began = max(self.done, until), time.time()
+        for epoch in range(done + 1, until + 1):
             self.epoch, self.epoch_began = epoch, time.time()
             self.sums, self.terms, self.stepped = defaultdict(float), [], 0
             yield epoch
             row = {"epoch": epoch, **self.means()}
-            if epoch % self.args.eval_every == 0 or epoch == total:
+            if epoch % self.args.eval_every == 0 or epoch == until:
                 row |= evaluate()
             self.record.log(row)
             self.report(row, total, (total - epoch) * (time.time() - began) / (epoch - done))
-            self.record.save_state(self.phase, epoch, objects, self.device, force=epoch == total or self.stopping)
+            self.record.save_state(epoch, objects, self.device, force=epoch == until or self.stopping)
             self.laps.append(time.time() - self.epoch_began)
             if self.stopping and epoch < total:
                 self.leave()
@@ -260,26 +388,32 @@ class Run:
             return torch.cat([f(x) for x in batches])
 
     def accuracy(self):
-        """The student on the evaluation images, in percent: top-1; top-5 where K > 10; agreement with the teacher's classes."""
+        """The student on the evaluation images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside the teacher
+        agreement in percent and KL(teacher || student) in nats."""
         self.student.eval()
-        s = self.infer(self.student, self.test)  # (N, K)
-        row = {"accuracy": percent(s.argmax(1) == self.test.y)}
+        s = self.infer(self.student, self.test).float()  # (N, K)
+        row = {"accuracy": percent(s.argmax(1) == self.test.y), "ece": 100 * calibration_error(s.softmax(1), self.test.y).item()}
         if self.data.classes > 10:
             row["top5"] = percent((s.topk(5).indices == self.test.y[:, None]).any(1))
         if self.teacher:
-            row["agreement"] = percent(s.argmax(1) == self.truth)
+            row |= {"agreement": percent(s.argmax(1) == self.truth.argmax(1)), "teacher_kl": kl(s, self.truth).item()}
         return row
+
+    def copying(self, x):
+        """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""
+        few = torch.randperm(len(self.private), generator=torch.Generator().manual_seed(0))[: min(5000, 2**28 // x[0].numel())]
+        own = self.infer(lambda own: own, self.private.subset(few))
+        self.notes["copying"] = copying(x, own, self.record.logs / "copying.png")
 
     def finish(self, **nets):
         """Saves what was trained, each net as NAME.pt (the student by default), and result.json; says how it went."""
         a, data = self.args, self.data
         last = next((r for r in reversed(self.record.rows) if "accuracy" in r), {})
-        own = self.teacher.counts if self.teacher else dict.fromkeys(("queries", "private", "synthetic", "bytes"), 0)
-        total = {k: v + self.spent.get(k, 0) for k, v in own.items()}
-        meta = {"script": self.record.script, "dataset": a.dataset, "shape": list(data.shape), "classes": data.classes}
+        total, own = self.total(), dict(self.teacher.counts) if self.teacher else {}
+        meta = {"script": self.record.script, "dataset": domain(a), "shape": list(data.shape), "classes": data.classes}
         meta |= {"normalize": a.normalize, "lamda": a.lamda, "model": getattr(a, "model", ""), "counts": own}
         said = [f"{last['accuracy']:.2f} % last, {self.record.best:.2f} % best of {len(self.test):,} {self.part} images"] if last else []
-        result = {k: last[k] for k in ("accuracy", "top5", "agreement") if k in last} | {"split": self.part}
+        result = {k: last[k] for k in ("accuracy", "top5", "agreement", "teacher_kl", "ece") if k in last} | {"split": self.part}
         if self.teacher:
             meta["teacher"] = self.teacher_identity
             said += [f"agreement {last['agreement']:.2f} %"] if last else []
@@ -288,11 +422,17 @@ class Run:
         said += [f"{self.record.seconds() / 60:.1f} min"]
         result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
         result |= {**total, "own": own, "images": len(self.private), "device": self.device_name(), "peak_mb": peak_mb(self.device)}
+        result |= {"needs": getattr(a, "NEEDS", ""), **self.notes}
         nets = nets or {"student": self.student}
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         meta |= {"latent": nets["generator"].latent} if "generator" in nets else {}
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(said)}", result | {"command": self.command})
+
+    def total(self):
+        """Counts of this run and of the files it is made from."""
+        own = self.teacher.counts if self.teacher else BlackBox.zero()
+        return {k: v + self.spent.get(k, 0) for k, v in own.items()}
 
     def report(self, row, total, left):
         """A line a second at most, and the first and the last."""
@@ -350,4 +490,4 @@ def percent(hits):
 def word(name, value):
     if isinstance(value, list):
         return f"{name} {' '.join(f'{v:.2g}' for v in value)}"
-    return f"{name} {value:.2f} %" if name in ("accuracy", "top5", "agreement") else f"{name} {value:.4g}"
+    return f"{name} {value:.2f} %" if name in ("accuracy", "top5", "agreement", "ece") else f"{name} {value:.4g}"

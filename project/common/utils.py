@@ -82,15 +82,21 @@ def place(root, script, dataset, who, seed):
     return Path(root) / script / safe(dataset) / safe(who) / f"seed{seed}"
 
 
-def who(teacher="", model="", response="soft", tag=""):
-    """The folder of a run's nets, `ResNet32_to_ResNet8`, and what sets it apart from others of the same nets: `-hard`, `-mytag`."""
+def who(teacher="", model="", response="soft", query_budget=0, tag=""):
+    """The folder of a run's nets, `ResNet32_to_ResNet8`, and what sets it apart from others of the same: `-hard`, `-q1000`, `-mytag`."""
     nets = "_to_".join(n for n in (teacher, model) if n)
-    return "-".join([nets, *([response] if response != "soft" else []), *([tag] if tag else [])])
+    apart = (response if response != "soft" else "", f"q{query_budget}" if query_budget else "", tag)
+    return "-".join([nets, *filter(None, apart)])
 
 
 def who_of(args):
     """`who` of a run's options."""
-    return who(**{k: getattr(args, k) for k in ("teacher", "model", "response", "tag") if hasattr(args, k)})
+    return who(**{k: getattr(args, k) for k in ("teacher", "model", "response", "query_budget", "tag") if hasattr(args, k)})
+
+
+def domain(args):
+    """The folder of a run's data: the data set, and the edge's own where it is another, `MNIST-USPS`."""
+    return "-".join(filter(None, (args.dataset, getattr(args, "private", ""))))
 
 
 def safe(name):

@@ -1,0 +1,90 @@
+"""AM: active mixup. The student itself says about which mixes of two private images it is least sure; the teacher is asked about those.
+Wang et al. 2020, https://arxiv.org/abs/2003.13960
+
+    python project/AM.py --teacher ResNet32 --model ResNet8
+
+Differs: all pairs and weights are scored in batches on the device (released: a NumPy loop). A pair is asked about once. The fall of the
+learning rate between rounds is the schedule's, so that --epochs scales the whole. With --query_budget the first purchase is half of it.
+From hard answers the target is the class; the mass that topk:k answers keep back is spread over the other classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from common.losses import probabilities
+from common.options import Buys, milestones
+from common.run import start
+from common.utils import cli
+
+
+@dataclass
+class Args(Buys):
+    epochs: int = 200  # of all rounds together, in [1, 1000000]
+    batch_size: int = 1000  # in [1, 1000000]
+    lr: float = 0.01  # learning rate, in (0, 1000]
+    milestones: str = "0.4,0.7,0.9"  # where a round ends, new answers are bought and the learning rate falls: epochs, or shares of all
+    first: int = 5000  # private images asked about before the rounds, in [2, 1000000000]
+    queries: int = 10000  # mixes asked about in each round, in [0, 1000000000]
+    pairs: int = 500000  # pairs from which they are chosen, in [1, 1000000000]
+    w_low: float = 0.3  # lowest weight of a pair's first image, in [0, 1]
+    w_high: float = 0.7  # highest weight, in [0, 1]
+    w_step: float = 0.04  # between the weights tried, in (0, 1]
+
+
+def draw_pairs(n, m, g):
+    """m pairs (m, 2), i < j, of n images, each pair at most once; all pairs where there are fewer."""
+    if n * (n - 1) // 2 <= 4 * m:
+        every = torch.triu_indices(n, n, 1).T  # (n (n - 1) / 2, 2)
+        return every[torch.randperm(len(every), generator=g)[:m]]
+    a, b = (torch.randint(n, (2 * m,), generator=g) for _ in range(2))
+    key = (torch.minimum(a, b) * n + torch.maximum(a, b))[a != b].unique()
+    key = key[torch.randperm(len(key), generator=g)[:m]]
+    return torch.stack([key // n, key % n], 1)
+
+
+@torch.no_grad()
+def least_sure(net, view, x, pairs, weights, size=4096):
+    """For each pair (P, 2) of images x (uint8): the net's lowest top log-probability over mixes by `weights` (W,), and that weight."""
+    found = []
+    for i in pairs.split(max(1, size // len(weights))):
+        a, b = view(x[i.flatten()]).unflatten(0, (-1, 2)).unbind(1)  # (p, C, H, W) each
+        mixes = torch.lerp(b[:, None], a[:, None], weights.view(1, -1, 1, 1, 1)).flatten(0, 1)  # (p W, C, H, W)
+        s = net(mixes.contiguous(memory_format=torch.channels_last)).float()
+        found.append((s.amax(1) - s.logsumexp(1)).view(len(i), -1).min(1))
+    return torch.cat([f.values for f in found]), weights[torch.cat([f.indices for f in found])]
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args, images, marks = run.args, run.resident(run.private), [*milestones(run.args), run.args.epochs]
+    weights = torch.arange(args.w_low, args.w_high + args.w_step / 2, args.w_step, device=run.device)
+    first, each = min(args.first, len(images)), args.queries
+    if args.query_budget:
+        first = min(first, max(2, args.query_budget // 2))
+        each = min(each, (run.within(args.query_budget) - first) // max(1, len(marks) - 1))
+
+    def uncertain(g):  # the mixes of a round
+        known = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
+        pairs, n = draw_pairs(len(images), args.pairs + len(known), g), len(run.source.train)
+        rows = images.index[pairs]
+        new = ~torch.isin(rows @ torch.tensor([n, 1]), known @ torch.tensor([n, 1]))  # asked about before: not again
+        pairs, rows = pairs[new][: args.pairs], rows[new][: args.pairs]
+        score, weight = least_sure(run.student.eval(), run.data.view, images.x, pairs.to(run.device), weights)
+        chosen = score.topk(min(each, len(score)), largest=False).indices.cpu()
+        return {"index": rows[chosen], "weight": weight.cpu()[chosen]}
+
+    def loss(x, t):  # t: the teacher's answers (B, K)
+        return {"ce": F.cross_entropy(run.student(x), probabilities(t, run.teacher.hard))}
+
+    bought = run.buy(run.some(first))
+    for until in marks:
+        run.fit(run.batches(bought), loss, until=until)
+        if until < args.epochs and each:
+            bought = run.buy(uncertain)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)

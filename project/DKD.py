@@ -1,0 +1,62 @@
+"""DKD: decoupled knowledge distillation. What the teacher says of its top class, and of the others among themselves, apart.
+Zhao et al. 2022, https://arxiv.org/abs/2203.08679
+
+    python project/DKD.py --teacher ResNet32 --model ResNet8
+
+Differs: the target is the teacher's own top class, since there are no labels, and no cross-entropy on labels is added. Both parts have
+the factor t^2; `--kl_scale t` is MEKD's released code. By log-sum-exp instead of masks with large constants.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+
+from common.losses import KL_SCALES
+from common.options import Buys
+from common.run import start
+from common.utils import cli
+
+
+@dataclass
+class Args(Buys):
+    NEEDS: ClassVar = "soft"
+
+    t: float = 5.0  # temperature, in (0, 1000]
+    alpha: float = 1.0  # weight of the target class's part, in [0, 1000000]
+    beta: float = 8.0  # weight of the other classes' part, in [0, 1000000]
+    warmup: int = 20  # epochs over which both weights rise from 0, in [0, 1000000]
+    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on both
+
+
+def decouple(u, top):
+    """Log-probabilities of (target, all others together) (B, 2), and of the others among themselves (B, K - 1), from logits u (B, K)."""
+    others = torch.arange(u.shape[1] - 1, device=u.device).expand(len(u), -1)
+    rest = u.gather(1, others + (others >= top))  # (B, K - 1)
+    both = torch.cat([u.gather(1, top), rest.logsumexp(1, keepdim=True)], 1)
+    return both.log_softmax(1), rest.log_softmax(1)
+
+
+def dkd(s, t, tau=1.0, scale="t2"):
+    """(TCKD, NCKD), equation 7: KL(teacher || student) of both parts; without scale, KL = TCKD + (1 - p_target) NCKD for each image."""
+    top = t.argmax(1, keepdim=True)
+    parts = zip(decouple(s / tau, top), decouple(t / tau, top), strict=True)
+    return [F.kl_div(a, b, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale] for a, b in parts]
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args = run.args
+
+    def loss(x, t):  # t: the teacher's answers (B, K)
+        target, others = dkd(run.student(x), t, args.t, args.kl_scale)
+        rise = min(1.0, run.epoch / max(1, args.warmup))
+        return {"target": rise * args.alpha * target, "others": rise * args.beta * others}
+
+    run.fit(run.asked(), loss)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,90 @@
+"""KN: Knockoff Nets. A transfer set is bought once for a budget of images, and the student is trained on those pairs.
+Orekondy et al. 2019, https://arxiv.org/abs/1812.02766
+
+    python project/KN.py --teacher ResNet32 --model ResNet8 --pool FashionMNIST --budget 10000 --choice adaptive
+
+Differs: the images are the edge's own share unless --pool names another data set. The adaptive choice buys in --rounds, not one by one;
+its actions are the pool's classes, or k-means clusters of the edge's own images, whose labels it does not see. From topk:k answers the
+mass that the API keeps back is spread evenly over the other classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from common.losses import kl, probabilities
+from common.options import Buys
+from common.run import start
+from common.utils import cli
+
+
+@dataclass
+class Args(Buys):
+    t: float = 5.0  # temperature, in (0, 1000]
+    budget: float = 0.2  # images to ask about: a share of those there are, up to 1, or a number, in (0, 1000000000]
+    pool: str = ""  # a data set whose training images are asked about instead of the edge's own
+    choice: Literal["random", "adaptive"] = "random"  # which images: drawn evenly, or by what the answers so far were worth
+    rounds: int = 10  # purchases of the adaptive choice, in [1, 10000]
+
+
+class Policy(nn.Module):
+    """Gradient bandit over A actions: preferences H, times taken, mean reward; section 4.1.2 of the paper."""
+
+    def __init__(self, actions):
+        super().__init__()
+        for name, size in {"H": actions, "taken": actions, "mean": ()}.items():
+            self.register_buffer(name, torch.zeros(size))
+
+    def learn(self, action, reward):  # (n,) each
+        pi, self.taken = self.H.softmax(0), self.taken + action.bincount(minlength=len(self.H))
+        self.mean += (reward - self.mean).sum() / self.taken.sum()
+        gain = torch.zeros_like(pi).index_add_(0, action, reward - self.mean)  # (A,)
+        self.H += (gain - pi * gain.sum()) / self.taken.clamp_min(1)
+
+
+def worth(s, p, mean):
+    """Rewards (n,) in [0, 3] of answers p (n, K) for which the student says s: sure, unlike the mean answer so far, not yet known."""
+    top, loss = p.topk(2).values, F.cross_entropy(s, p, reduction="none")
+    return top[:, 0] - top[:, 1] + (p - mean).clamp_min(0).sum(1) + loss / loss.max().clamp_min(1e-9)
+
+
+def clusters(images, n, seed):  # (N,)
+    from sklearn.cluster import MiniBatchKMeans  # slow to import
+
+    found = MiniBatchKMeans(n, random_state=seed, n_init=3).fit_predict(images.x.flatten(1).cpu().numpy() / 255)
+    return torch.as_tensor(found).to(images.y)
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args, images, hard, known = run.args, run.askable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
+    n = run.within(min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1))))
+    rounds, action = 1, torch.zeros_like(images.y)  # random: all are one action
+    if args.choice == "adaptive" and not args.transfer:
+        rounds, action = min(args.rounds, n), images.y if args.pool else clusters(run.resident(images), run.data.classes, args.seed)
+    policy = Policy(int(action.max()) + 1).to(run.device)
+
+    def plan(g):
+        mass = (policy.H.softmax(0) / action.bincount().clamp_min(1))[action].cpu()  # an action, then one of its images
+        mass = mass.clamp_min(1e-12) * ~torch.isin(images.index, known)
+        return {"index": images.index[mass.multinomial(n * (i + 1) // rounds - len(known), generator=g).sort().values]}
+
+    def loss(x, t):  # t: the teacher's answers (B, K)
+        return {"kl": kl(run.student(x), t, args.t, hard=hard)}
+
+    for i in range(rounds):  # of the adaptive choice, all in the first sixth of the epochs
+        bought = run.buy(plan)
+        if rounds > 1:
+            new = torch.searchsorted(images.index, bought["index"].cpu()[len(known) :]).to(run.device)
+            s, p = run.infer(run.student.eval(), images.subset(new)).float(), probabilities(bought["answers"], hard)
+            policy.learn(action[new], worth(s, p[len(known) :], p.mean(0)))
+            known = bought["index"].cpu()
+        run.fit(run.batches(bought), loss, until=args.epochs // 6 * (i + 1) // rounds if i + 1 < rounds else None, policy=policy)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,279 @@
+"""What a table's runs come to: rows for a terminal, LaTeX and CSV, pictures; differences with their chance.
+
+`cells` is {(pair, row's name, seed): Task}; a Task has args (its options), state, why and result (of result.json, or None).
+"""
+
+import csv
+import io
+import math
+import shlex
+import statistics
+from pathlib import Path
+
+from .blackbox import KINDS
+from .datasets import spec_of
+from .measures import holm, paired, seeds_needed
+from .models import canonical
+from .utils import atomic
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LEVEL = 0.05  # of the tests that make a row bold
+
+
+def published(paper):
+    """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
+    with open(ROOT / "tables" / "published.csv", newline="") as f:
+        mine = [r for r in csv.DictReader(f) if r["paper"] == paper]
+    return {(r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in mine}
+
+
+# ---- cells
+
+
+def mean(values, digits=2):
+    return f"{statistics.mean(values):,.{digits}f}"
+
+
+def spread(values, digits=2):
+    """`mean ± standard deviation`, the latter from two values on; `-` for none."""
+    values = [v for v in values if v is not None]
+    if len(values) < 2:
+        return mean(values, digits) if values else "-"
+    return f"{mean(values, digits)} ± {statistics.stdev(values):.{digits}f}"
+
+
+def sent(results):
+    """What left the device, in words: `259 private + 1,500 mixed`; nothing for a teacher that is looked into."""
+    if not any(r.get("bytes") for r in results):
+        return "none"
+    means = {kind: statistics.mean(r.get(kind) or 0 for r in results) for kind in KINDS}
+    return " + ".join(f"{v:,.0f} {kind}" for kind, v in means.items() if v) or "-"
+
+
+def tasks_of(cells, pair, name):
+    return {seed: task for (p, n, seed), task in cells.items() if (p, n) == (pair, name)}
+
+
+def accuracies(cells, pair, name):
+    """{seed: accuracy} of the runs that there are."""
+    results = {seed: t.result for seed, t in tasks_of(cells, pair, name).items() if t.result}
+    return {seed: r["accuracy"] for seed, r in results.items() if "accuracy" in r}
+
+
+def compare(cells, pair, names, against):
+    """{name: (mean difference to `against`, interval, p by Holm, seeds)} of the rows that have two seeds in common with it."""
+    base, found = accuracies(cells, pair, against), {}
+    for name in names:
+        mine = accuracies(cells, pair, name)
+        if name != against and (seeds := sorted(set(mine) & set(base))) and len(seeds) > 1:
+            found[name] = *paired([mine[s] for s in seeds], [base[s] for s in seeds]), len(seeds)
+    corrected = holm([p for _, _, p, _ in found.values()])
+    return {name: (d, interval, p, n) for (name, (d, interval, _, n)), p in zip(found.items(), corrected, strict=True)}
+
+
+def warning(differences):
+    """A line where the seeds are too few for any difference to reach the level, empty otherwise."""
+    if not differences:
+        return ""
+    seeds, wanted = min(n for *_, n in differences.values()), seeds_needed(len(differences), LEVEL)
+    if seeds >= wanted:
+        return ""
+    short = f"{seeds} seeds cannot tell: with {len(differences)} comparisons the smallest p that Holm's correction leaves"
+    return f"{short} is {min(1, len(differences) * 2 / 2**seeds):.2g}; {LEVEL:.0%} takes {wanted} seeds (--seeds {wanted})."
+
+
+def rows_of(table, cells, pair, against):
+    """(a list of {column: text} for one pair in the file's order, the differences that `compare` gives)."""
+    paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
+    teacher, student = (canonical(n.strip()) for n in pair.split("->"))
+    papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
+    names = list(dict.fromkeys(n for p, n, _ in cells if p == pair))
+    differences, rows = compare(cells, pair, names, against), []
+    for name in names:
+        mine = tasks_of(cells, pair, name).values()
+        results = [t.result for t in mine if t.result]
+        got = {
+            key: [r.get(key) for r in results]
+            for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds")
+        }
+        row = {"method": name, "needs": getattr(next(iter(mine)).args, "NEEDS", "") or "-"}
+        row |= {"accuracy": spread(got["accuracy"])}
+        if name in differences:
+            d, interval, p, _ = differences[name]
+            row |= {f"against {against}": f"{d:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]", "p": f"{p:.2g}"}
+            if d > 0 and p < LEVEL:
+                row["accuracy"] = f"**{row['accuracy']}**"
+        row |= {"best": spread(got["best"]), "agreement": spread(got["agreement"])}
+        row |= {"KL to teacher": spread(got["teacher_kl"], 3), "ECE, %": spread(got["ece"], 1)}
+        if any(got["queries"]):
+            row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
+        if results:
+            row["minutes"] = mean([v / 60 for v in got["seconds"]])
+        value = paper.get((dataset, teacher, student, papers.get(name, name)))
+        if value is not None:
+            row["paper"] = f"{value:.2f}"
+            if row["accuracy"] != "-":
+                row["difference"] = f"{statistics.mean(got['accuracy']) - value:+.2f}"
+        if len(results) < len(mine):
+            failed = next((t.why for t in mine if t.state == "failed"), "")
+            missing = f"{len(results)} of {len(mine)} seeds" + (f"; failed: {failed}" if failed else "")
+            row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({(failed and 'failed: ' + failed) or 'not run'})"
+        rows.append(row)
+    return rows, differences
+
+
+def copied(cells, pair):
+    """A line for each row that made synthetic images: how near they come to private ones."""
+    lines = []
+    for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
+        found = [t.result["copying"] for t in tasks_of(cells, pair, name).values() if t.result and "copying" in t.result]
+        if found:
+            near, own, closer = (statistics.mean(f[k] for f in found) for k in ("synthetic_median", "private_median", "closer"))
+            text = f"{name}: a synthetic image is {near:.2f} from the nearest private one, a private one {own:.2f} from the nearest other"
+            lines.append(f"- {text} (medians); {closer:.1%} are nearer than all but 1 % of the private ones (copying.png in its logs).")
+    return lines
+
+
+# ---- budgets
+
+
+def labelled(name, budget):
+    """The key in `cells` of a row's runs with a query budget, 0 for none."""
+    return f"{name} @{budget}" if budget else name
+
+
+def curves(table, cells, pair):
+    """{row's name: {budget: [accuracies]}}; the budget is 0 for a row that asks nothing."""
+    there = {n for p, n, _ in cells if p == pair}
+    names = [row["name"] for row in table["rows"]]
+    by_budget = {n: {b: labelled(n, b) for b in (0, *table["budgets"]) if labelled(n, b) in there} for n in names}
+    return {n: {b: list(accuracies(cells, pair, key).values()) for b, key in keys.items()} for n, keys in by_budget.items()}
+
+
+def budget_rows(table, cells, pair):
+    rows = []
+    for name, curve in curves(table, cells, pair).items():
+        row = {"method": name}
+        row |= {f"{b:,}": spread(curve.get(b, curve.get(0, []))) for b in table["budgets"]}
+        rows.append(row)
+    return rows
+
+
+# ---- texts
+
+
+def columns_of(rows):
+    order = dict.fromkeys(c for row in rows for c in row)
+    tail = [
+        c
+        for c in ("best", "agreement", "KL to teacher", "ECE, %", "queries", "images sent", "MB sent", "minutes", "paper", "difference")
+        if c in order
+    ]
+    ordered = [c for c in order if c not in tail] + tail
+    return [c for c in ordered if any(r.get(c, "-") != "-" for r in rows)]
+
+
+def markdown(rows):
+    """A Markdown table with its columns aligned, so that it reads in a terminal too."""
+    columns = columns_of(rows)
+    heads = ["accuracy (last), %" if c == "accuracy" else c for c in columns]
+    text = [heads] + [[r.get(c, "-").replace("|", "/") for c in columns] for r in rows]
+    widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in text
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
+    return "\n".join(lines)
+
+
+def latex(rows, caption):
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"})
+    columns = columns_of(rows)
+
+    def cell(text):
+        bold, text = text.startswith("**"), text.strip("*").translate(special)
+        return f"\\textbf{{{text}}}" if bold else text
+
+    lines = [" & ".join(cell(c) for c in columns) + " \\\\ \\hline"]
+    lines += [" & ".join(cell(r.get(c, "-")) for c in columns) + " \\\\" for r in rows]
+    spec = "l" + "r" * (len(columns) - 1)
+    return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
+
+
+def said_settings(cells):
+    """One line a row of the table, with the options that its runs were given."""
+    hidden = {"dataset", "teacher", "model", "seed", "query_budget", "data_dir", "checkpoints_dir", "logs_dir"}
+    given = {n.partition(" @")[0]: {k: v for k, v in t.options.items() if k not in hidden} for (_, n, _), t in cells.items()}
+    words = {name: ", ".join(f"{k} {v}" for k, v in options.items()) for name, options in given.items()}
+    return [f"- {name}: {said or 'the defaults of its script'}" for name, said in words.items()]
+
+
+def measured(cells):
+    """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
+    keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries".split()
+    keys += [*KINDS, "bytes", "synthetic_median", "private_median", "closer", "seconds", "peak_mb", "device"]
+    lines = []
+    for (pair, name, seed), task in cells.items():
+        if r := task.result:
+            row = {k: (r | r.get("copying", {})).get(k, "") for k in keys} | {"method": name, "pair": pair, "seed": seed}
+            row |= {"versions": " ".join(f"{k} {v}" for k, v in r["versions"].items())}
+            row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
+            lines.append({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*keys, "versions", "options"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+# ---- pictures
+
+
+def picture(table, cells, path):
+    """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(6.4 * len(table["pairs"]), 5.4), squeeze=False, layout="constrained")
+    for ax, pair in zip(axes[0], table["pairs"], strict=True):
+        (draw_curves if table.get("budgets") else draw_points)(ax, table, cells, pair)
+        ax.set(title=pair, ylabel="test accuracy of the last epoch, %")
+        ax.margins(x=0.15)
+        ax.grid(alpha=0.3)
+        if ax.has_data():
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    fig.suptitle(table["title"], fontsize=10)
+    with atomic(path) as f:
+        fig.savefig(f, dpi=150, format="png")
+    plt.close(fig)
+
+
+def draw_points(ax, table, cells, pair):
+    ax.set_xlabel("queries (with the generator's)")
+    for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
+        results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and "accuracy" in t.result]
+        if not results:
+            continue
+        y, x = [r["accuracy"] for r in results], [r["queries"] for r in results]
+        middle, style = statistics.mean(y), {"color": f"C{i % 10}", "label": name}
+        if any(x):
+            bar = [[middle - min(y)], [max(y) - middle]]
+            ax.errorbar(statistics.mean(x), middle, bar, fmt="os^Dv<>Ph*"[i % 10], capsize=4, alpha=0.8, **style)
+            ax.set_xscale("log")
+        else:
+            ax.axhline(middle, ls=("--", ":", "-.")[i % 3], lw=1.2, **style | {"label": f"{name}: no queries"})
+
+
+def draw_curves(ax, table, cells, pair):
+    ax.set(xlabel="answers (queries allowed, with the generator's)", xscale="log")
+    for i, (name, curve) in enumerate(curves(table, cells, pair).items()):
+        style = {"color": f"C{i % 10}"}
+        points = {b: v for b, v in sorted(curve.items()) if v and b}
+        if points:
+            ax.plot(list(points), [statistics.mean(v) for v in points.values()], marker="os^Dv<>Ph*"[i % 10], label=name, **style)
+            ax.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()], alpha=0.15, **style)
+        elif curve.get(0):
+            ax.axhline(statistics.mean(curve[0]), ls="--", lw=1.2, label=f"{name}: no queries", **style)

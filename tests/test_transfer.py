@@ -1,0 +1,168 @@
+"""Transfer sets: bought once, whatever happens; used again; refused where they do not fit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SCRIPTS, run
+from safetensors.torch import save_file
+
+from common.blackbox import BlackBox
+from common.run import Run
+from common.transfer import Transfer
+from common.utils import UsageError
+
+QUICK = {"epochs": 2, "lamda": 0.2}
+RESPONSE = {"DB3KD": "hard"}
+BUYERS = [n for n in SCRIPTS if n not in ("teacher", "CE", "DCGAN", "DAFL")]
+FEW = {"MEKD": {"queries": 120, "steps": 2}, "AM": {"first": 60, "queries": 30, "pairs": 200}, "KN": {"budget": 0.5}}
+
+
+def file_of(home, name):
+    return next((home / "checkpoints" / name).rglob("transfer.safetensors"))
+
+
+def asks_nothing(monkeypatch):
+    monkeypatch.setattr(BlackBox, "__call__", lambda *a, **k: pytest.fail("the teacher was asked"))
+
+
+class Death(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", BUYERS)
+def test_every_method_leaves_its_answers_and_another_run_needs_no_query(name, script, monkeypatch):
+    few = FEW.get(name, {})
+    first = script(name, **QUICK, **few)
+    path = file_of(script.home, name)
+    kept = Transfer(path)
+    assert kept.about["counts"] == {k: first[k] for k in kept.about["counts"]} and kept.about["dataset"] == "Digits"
+    assert len(kept.columns["answers"]) == len(kept) and len(kept) >= 50
+    asks_nothing(monkeypatch)
+    again = script("KD", **QUICK, transfer=path, tag="again", response=RESPONSE.get(name, "soft"))
+    assert again["own"]["queries"] == 0 and again["queries"] == first["queries"] and again["bytes"] == first["bytes"]
+
+
+@pytest.mark.parametrize("name", [n for n in BUYERS if n != "AM"])
+def test_every_method_trains_on_anothers_answers(name, script, monkeypatch):
+    response = RESPONSE.get(name, "soft")
+    script("KD", **QUICK, response=response)
+    asks_nothing(monkeypatch)
+    more = {"mode": "sd"} if name == "DB3KD" else {"steps": 2} if name == "MEKD" else {}
+    result = script(name, **QUICK, **more, transfer=file_of(script.home, "KD"), tag="given", response=response)
+    assert result["own"]["queries"] == 0 and result["private"] >= 259
+
+
+def test_am_starts_from_bought_answers_and_adds_mixes(script):
+    script("KD", **QUICK)
+    result = script("AM", epochs=5, lamda=0.2, queries=20, pairs=300, transfer=file_of(script.home, "KD"))
+    assert result["own"]["queries"] == result["mixed"] == 60 and result["queries"] == 259 + 60
+    assert Transfer(file_of(script.home, "AM")).ends == [259, 279, 299, 319]
+
+
+def test_images_cannot_be_added_to_pairs(script):
+    script("MEKD", **QUICK, **FEW["MEKD"])
+    with pytest.raises(UsageError, match="holds images, to which this method cannot add"):
+        script("AM", epochs=5, lamda=0.2, queries=20, pairs=300, transfer=file_of(script.home, "MEKD"))
+
+
+def dying(at):
+    """A teacher that answers `at` times and then the process dies."""
+    calls, answer = [], BlackBox.__call__
+
+    def call(self, *a, **k):
+        calls.append(1)
+        if len(calls) > at:
+            raise Death
+        return answer(self, *a, **k)
+
+    return call
+
+
+@pytest.mark.parametrize("name, at, more", [
+    ("KD", 2, {}), ("MEKD", 2, {"queries": 120, "steps": 2}), ("DB3KD", 30, {}), ("AM", 4, {"first": 40, "queries": 30, "pairs": 200, "epochs": 5}),
+    ("KN", 5, {"budget": 1, "choice": "adaptive", "rounds": 4, "epochs": 8}),
+])  # fmt: skip
+def test_killed_while_buying_pays_only_for_what_is_left_and_ends_the_same(name, at, more, trained, tmp_path, monkeypatch):
+    """Answers come 20 at a time; the process dies in the midst of them, goes on, and ends with the same weights and counts."""
+    grow = Run.grow
+    monkeypatch.setattr(Run, "grow", lambda self, n, make, size, stop: grow(self, n, make, 100 if name == "DB3KD" else 20, stop))
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    for home in (straight, cut):
+        shutil.copytree(trained / "checkpoints", home / "checkpoints")
+    options = {"teacher": "ResNet8", **QUICK, **more}
+    whole = run(name, straight, **options)
+    with monkeypatch.context() as m:
+        m.setattr(BlackBox, "__call__", dying(at))
+        with pytest.raises(Death):
+            run(name, cut, **options)
+    bought = Transfer(file_of(cut, name))
+    assert bought.about["own"]["queries"] > 0 and len(bought.columns["answers"]) <= len(bought)
+    counted, count = [], BlackBox.count
+    with monkeypatch.context() as m:
+        m.setattr(BlackBox, "count", lambda self, x, *a, **k: (counted.append(len(x)), count(self, x, *a, **k))[1])
+        resumed = run(name, cut, **options)
+    assert sum(counted) == whole["own"]["queries"] - bought.about["own"]["queries"]
+    assert {k: resumed[k] for k in ("queries", "accuracy", "own")} == {k: whole[k] for k in ("queries", "accuracy", "own")}
+    nets = [torch.load(next((h / "checkpoints" / name).rglob("student.pt")), weights_only=True)["model"] for h in (straight, cut)]
+    assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
+
+
+def test_another_run_of_the_folder_is_not_continued(script, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(Run, "fit", lambda *a, **k: (_ for _ in ()).throw(Death))
+        with pytest.raises(Death):
+            script("KD", **QUICK)
+    with pytest.raises(UsageError, match=r"holds a run with --lamda 0.2 \(now 0.3\)"):
+        script("KD", epochs=2, lamda=0.3)
+
+
+def change(path, **about):
+    t = Transfer(path)
+    save_file(t.columns, path, {"transfer": json.dumps(t.about | about)})
+
+
+@pytest.mark.parametrize("about, words", [
+    ({"teacher": "0123456789ab"}, "its teacher is 0123456789ab, this run's is"), ({"response": "hard"}, "its response is hard, this run's is soft"),
+    ({"classes": 7}, "its classes is 7"), ({"val": 0.5}, "its val is 0.5"), ({"dataset": "Digit"}, "did you mean Digits"),
+])  # fmt: skip
+def test_a_file_that_does_not_fit_is_refused(about, words, script):
+    script("KD", **QUICK)
+    change(file_of(script.home, "KD"), **about)
+    with pytest.raises(UsageError, match=words) as e:
+        script("ML", **QUICK, transfer=file_of(script.home, "KD"))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("none", "no file .*transfer.safetensors"), ("empty", "cannot be read as a transfer set"), ("cut", "cannot be read as a transfer set"),
+    ("foreign", "cannot be read as a transfer set"), ("other", "of another kind: it does not hold dataset"), ("broken", "cannot be read as a transfer set"),
+])  # fmt: skip
+def test_a_file_that_is_none_is_one_line(kind, words, script):
+    script("KD", **QUICK)
+    path = file_of(script.home, "KD")
+    content = path.read_bytes()
+    if kind == "none":
+        path.unlink()
+    elif kind == "other":
+        save_file({"weight": torch.ones(3)}, path)
+    elif kind == "broken":
+        save_file({"weight": torch.ones(3)}, path, {"transfer": "{"})
+    else:
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "foreign": b"not a transfer set at all"}[kind])
+    with pytest.raises(UsageError, match=words) as e:
+        script("ML", **QUICK, transfer=path)
+    assert "\n" not in str(e.value)
+
+
+def test_augmented_images_have_no_bought_answers(script):
+    script("KD", **QUICK)
+    with pytest.raises(UsageError, match="buys answers to images as they are, once; --augment crop would change them"):
+        script("ML", **QUICK, transfer=file_of(script.home, "KD"), augment="crop")
+
+
+def test_kd_of_kds_transfer_set_is_the_same_run(script):
+    first = script("KD", **QUICK)
+    again = script("KD", **QUICK, transfer=file_of(script.home, "KD"), tag="again")
+    assert again["log"] == first["log"]
