@@ -58,7 +58,7 @@ def least_sure(net, view, x, pairs, weights, size=4096):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, marks = run.args, run.resident(run.private), [*milestones(run.args), run.args.epochs]
+    args, images, marks = run.args, run.resident(run.private), [*sorted(milestones(run.args)), run.args.epochs]
     weights = torch.arange(args.w_low, args.w_high + args.w_step / 2, args.w_step, device=run.device)
     first, each = min(args.first, len(images)), args.queries
     if args.query_budget:

@@ -5,6 +5,7 @@ Zhao et al. 2022, https://arxiv.org/abs/2203.08679
 
 Differs: the target is the teacher's own top class, since there are no labels, and no cross-entropy on labels is added. Both parts have
 the factor t^2; `--kl_scale t` is MEKD's released code. By log-sum-exp instead of masks with large constants.
+The learning rate is 0.02: with beta 8 and t^2 = 25, 0.1 let one run of Digits end at 23 % instead of 95 % and more.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from common.utils import cli
 class Args(Buys):
     NEEDS: ClassVar = "soft"
 
+    lr: float = 0.02  # learning rate, in (0, 1000]
     t: float = 5.0  # temperature, in (0, 1000]
     alpha: float = 1.0  # weight of the target class's part, in [0, 1000000]
     beta: float = 8.0  # weight of the other classes' part, in [0, 1000000]

@@ -166,3 +166,11 @@ def test_kd_of_kds_transfer_set_is_the_same_run(script):
     first = script("KD", **QUICK)
     again = script("KD", **QUICK, transfer=file_of(script.home, "KD"), tag="again")
     assert again["log"] == first["log"]
+
+
+def test_overwriting_keeps_what_the_run_is_to_be_made_from(script):
+    script("KD", **QUICK)
+    path = file_of(script.home, "KD")
+    with pytest.raises(UsageError, match="lies in the folder that --overwrite would empty"):
+        script("KD", **QUICK, transfer=path, overwrite=True)
+    assert len(Transfer(path)) == 259

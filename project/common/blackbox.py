@@ -28,11 +28,12 @@ class BlackBox:
       topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
       hard     a class is sent; its one-hot vector
 
-    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass.
+    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass,
+    by default as many as make 4 million pixel values, 256 to 8,192.
     counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure).
     """
 
-    def __init__(self, net, response="soft", budget=None, chunk=1000):
+    def __init__(self, net, response="soft", budget=None, chunk=None):
         self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
         self.rank, self.earlier = rank(response), 0
         self.counts = self.zero()
@@ -59,9 +60,12 @@ class BlackBox:
 
     def __call__(self, x, kind="private"):
         self.afford(len(x))
-        answers = torch.cat([self.recover(self.api(c)) for c in x.split(self.chunk)])  # (N, K)
+        answers = torch.cat([self.recover(self.api(c)) for c in self.chunks(x)])  # (N, K)
         self.count(x, kind)
         return answers
+
+    def chunks(self, x):
+        return x.split(self.chunk or min(8192, max(256, 2**22 // max(1, x[:1].numel()))))
 
     def count(self, x, kind, sent=1):
         self.counts["queries"] += len(x)
@@ -83,7 +87,7 @@ class BlackBox:
     @torch.no_grad()
     def audit(self, x):
         """Log-probabilities (N, K) as the one who runs the experiment sees them. Not counted, and no method may learn from them."""
-        return torch.cat([self.net(c).float().log_softmax(1) for c in x.split(self.chunk)])
+        return torch.cat([self.net(c).float().log_softmax(1) for c in self.chunks(x)])
 
     @torch.no_grad()
     def api(self, x):

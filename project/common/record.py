@@ -53,6 +53,9 @@ class Record:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is at this run ({self.folder}); wait for it, or give --tag NAME") from None
+        given = getattr(a, "transfer", "")
+        if a.overwrite and given and Path(given).resolve().parent == self.folder.resolve():
+            raise UsageError(f"--transfer {given} lies in the folder that --overwrite would empty; give --tag NAME instead")
         if a.overwrite:
             for path in [*self.folder.iterdir(), *self.logs.iterdir()]:
                 if path.name not in (".lock", "output.log"):
