@@ -58,7 +58,7 @@ def least_sure(net, view, x, pairs, weights, size=4096):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, marks = run.args, run.resident(run.private), [*sorted(milestones(run.args)), run.args.epochs]
+    args, images, marks = run.args, run.resident(run.askable), [*sorted(milestones(run.args)), run.args.epochs]
     weights = torch.arange(args.w_low, args.w_high + args.w_step / 2, args.w_step, device=run.device)
     first, each = min(args.first, len(images)), args.queries
     if args.query_budget:
@@ -67,13 +67,13 @@ def main(argv=None):
 
     def uncertain(g):  # the mixes of a round
         known = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
-        pairs, n = draw_pairs(len(images), args.pairs + len(known), g), len(run.source.train)
-        rows = images.index[pairs]
-        new = ~torch.isin(rows @ torch.tensor([n, 1]), known @ torch.tensor([n, 1]))  # asked about before: not again
-        pairs, rows = pairs[new][: args.pairs], rows[new][: args.pairs]
+        tried, n = 1000 if args.dry_run else args.pairs, len(run.source.train)
+        pairs = draw_pairs(len(images), tried + len(known), g)
+        new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), known @ torch.tensor([n, 1]))  # asked about before: not again
+        pairs = pairs[new][:tried]
         score, weight = least_sure(run.student.eval(), run.data.view, images.x, pairs.to(run.device), weights)
         chosen = score.topk(min(each, len(score)), largest=False).indices.cpu()
-        return {"index": rows[chosen], "weight": weight.cpu()[chosen]}
+        return {"index": images.index[pairs[chosen]], "weight": weight.cpu()[chosen]}
 
     def loss(x, t):  # t: the teacher's answers (B, K)
         return {"ce": F.cross_entropy(run.student(x), probabilities(t, run.teacher.hard))}

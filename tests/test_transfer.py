@@ -126,6 +126,7 @@ def change(path, **about):
 @pytest.mark.parametrize("about, words", [
     ({"teacher": "0123456789ab"}, "its teacher is 0123456789ab, this run's is"), ({"response": "hard"}, "its response is hard, this run's is soft"),
     ({"classes": 7}, "its classes is 7"), ({"val": 0.5}, "its val is 0.5"), ({"dataset": "Digit"}, "did you mean Digits"),
+    ({"images": 99}, "counts 99 training images in Digits, which now has 1297"),
 ])  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(about, words, script):
     script("KD", **QUICK)

@@ -39,13 +39,13 @@ def nearest(x, y, same=False):
 
 
 def copying(synthetic, private, path, pairs=10):
-    """How near synthetic images (N, C, H, W) come to private ones (M, C, H, W), against the private images among themselves.
+    """How near synthetic images (N, C, H, W) come to private ones (M, C, H, W), pixels in [0, 1], against the latter among themselves.
 
-    Gives the medians of both nearest-neighbour distances (of pixels in [0, 1], Euclidean), and `closer`, the share of synthetic
+    Gives the medians of both nearest-neighbour distances (Euclidean), and `closer`, the share of synthetic
     images that are nearer to a private one than all but 1 % of the private images are to another: some 0.01 or less where
     nothing is copied. Writes both histograms and the closest pairs as a picture to `path`.
     """
-    s, p = (x.detach().float().flatten(1) / 2 for x in (synthetic, private))
+    s, p = (x.detach().float().flatten(1) for x in (synthetic, private))
     d, index = nearest(s, p)
     own, _ = nearest(p, p, same=True)
     closest = d.argsort()[:pairs]
@@ -66,9 +66,9 @@ def draw(d, own, synthetic, private, path):
     bins = np.linspace(0, max(d.max().item(), own.max().item()) * 1.02 + 1e-6, 60)
     for values, label in ((own, "a private image to the nearest other"), (d, "a synthetic image to the nearest private")):
         above.hist(values.cpu().numpy(), bins, density=True, alpha=0.6, label=label)
-    above.set(xlabel="Euclidean distance of pixels in [0, 1]", ylabel="density", title="Is the generator copying?")
-    above.legend(frameon=False)
-    grid = make_grid(torch.cat([synthetic, private]).float(), len(synthetic), normalize=True, value_range=(-1, 1), pad_value=1)
+    above.set(xlabel="Euclidean distance of pixels in [0, 1]", ylabel="density")
+    above.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    grid = make_grid(torch.cat([synthetic, private]).float(), len(synthetic), pad_value=1).clamp(0, 1)
     below.imshow(grid.permute(1, 2, 0).cpu().numpy())
     below.set(xticks=[], yticks=[], xlabel="the closest pairs: synthetic above, private below")
     with atomic(path) as f:

@@ -114,6 +114,8 @@ class Run:
             say(f"{path}: {own.ends[0]:,} answers bought before")
         if name != self.data.name:
             self.source = self.load(name)
+        if path and given.about["images"] != (there := len(self.source.train)):
+            raise UsageError(f"{path} counts {given.about['images']} training images in {name}, which now has {there}; buy answers anew")
         self.askable = self.private if self.source is self.data else self.source.train
 
     def spend(self, counts):
@@ -189,8 +191,12 @@ class Run:
     # ---- what is asked
 
     def within(self, n):
-        """n queries, or as many as --query_budget still allows, which is said; UsageError where that is too little to train on."""
+        """n queries, or as many as --query_budget still allows, which is said; UsageError where that is too little to train on.
+
+        A dry run makes do with two batches.
+        """
         left = self.teacher.left
+        n = min(n, 2 * self.args.batch_size) if self.args.dry_run else n
         if left < min(n, 2):
             raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries, too few to train on; raise it")
         if left < n:
@@ -239,10 +245,10 @@ class Run:
         """The teacher's answers (n, K) to rows of a transfer set."""
         if "images" in rows:
             return self.teacher(self.see(rows), "synthetic")
-        if "weight" in rows:
-            kind = "mixed" if (rows["index"][:, 0] != rows["index"][:, 1]).any() else "private"
-            return self.teacher(self.see(rows), kind)
         kind = "private" if self.source is self.data else "public"
+        if "weight" in rows:
+            mixed = kind == "private" and (rows["index"][:, 0] != rows["index"][:, 1]).any()
+            return self.teacher(self.see(rows), "mixed" if mixed else kind)
         return self.infer(lambda x: self.teacher(x, kind), self.source.train.subset(rows["index"]))
 
     def see(self, rows):
@@ -287,7 +293,7 @@ class Run:
 
     def asked(self):
         """Batches of the askable images and the teacher's answers (x, t). Images that never change are asked about once."""
-        if self.args.augment == "none" or self.args.transfer:
+        if self.args.augment == "none" or getattr(self.args, "transfer", ""):
             return self.batches(self.buy(self.some(len(self.askable))))
         self.teacher.afford(len(self.private) * self.args.epochs)
         return Map(self.images(), lambda x: (x, self.teacher(x)))
@@ -403,6 +409,7 @@ class Run:
         """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""
         few = torch.randperm(len(self.private), generator=torch.Generator().manual_seed(0))[: min(5000, 2**28 // x[0].numel())]
         own = self.infer(lambda own: own, self.private.subset(few))
+        x, own = (images * self.data.std + self.data.mean for images in (x, own))
         self.notes["copying"] = copying(x, own, self.record.logs / "copying.png")
 
     def finish(self, **nets):
