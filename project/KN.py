@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2
 
 from common.losses import kl, probabilities
 from common.options import Buys
@@ -51,21 +52,17 @@ def worth(s, p, mean):
     return top[:, 0] - top[:, 1] + (p - mean).clamp_min(0).sum(1) + loss / loss.max().clamp_min(1e-9)
 
 
-def clusters(images, n, seed):  # (N,)
-    from sklearn.cluster import MiniBatchKMeans  # slow to import
-
-    found = MiniBatchKMeans(n, random_state=seed, n_init=3).fit_predict(images.x.flatten(1).cpu().numpy() / 255)
-    return torch.as_tensor(found).to(images.y)
-
-
 def main(argv=None):
     run = start(Args, argv)
     args, images, hard, known = run.args, run.askable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
     n = run.within(min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1))))
     rounds, action = 1, torch.zeros_like(images.y)  # random: all are one action
     if args.choice == "adaptive" and not args.transfer:
-        rounds, action = min(args.rounds, n), images.y if args.pool else clusters(run.resident(images), run.data.classes, args.seed)
-    policy = Policy(int(action.max()) + 1).to(run.device)
+        rounds, action = min(args.rounds, n), images.y if args.pool else None
+        if action is None:
+            pixels = run.resident(images).x.flatten(1).cpu().numpy() / 255
+            action = torch.as_tensor(kmeans2(pixels, run.data.classes, minit="++", rng=args.seed)[1]).to(images.y)
+    policy, initial = Policy(int(action.max()) + 1).to(run.device), {k: v.clone() for k, v in run.student.state_dict().items()}
 
     def plan(g):
         mass = (policy.H.softmax(0) / action.bincount().clamp_min(1))[action].cpu()  # an action, then one of its images
@@ -82,6 +79,8 @@ def main(argv=None):
             s, p = run.infer(run.student.eval(), images.subset(new)).float(), probabilities(bought["answers"], hard)
             policy.learn(action[new], worth(s, p[len(known) :], p.mean(0)))
             known = bought["index"].cpu()
+        if i + 1 == rounds:  # what chose is not what is kept
+            run.student.load_state_dict(initial)
         run.fit(run.batches(bought), loss, until=args.epochs // 6 * (i + 1) // rounds if i + 1 < rounds else None, policy=policy)
     return run.finish()
 

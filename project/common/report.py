@@ -18,6 +18,7 @@ from .utils import atomic
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEVEL = 0.05  # of the tests that make a row bold
+MARKS = "os^Dv<>PhX*"  # eleven, where colours are ten: their pairs repeat late
 
 
 def published(paper):
@@ -252,7 +253,7 @@ def picture(table, cells, path):
 
 
 def draw_points(ax, table, cells, pair):
-    ax.set_xlabel("queries (with the generator's)")
+    ax.set_xlabel("queries (with the generator's; points stand a little aside of each other)")
     for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
         results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and "accuracy" in t.result]
         if not results:
@@ -261,7 +262,8 @@ def draw_points(ax, table, cells, pair):
         middle, style = statistics.mean(y), {"color": f"C{i % 10}", "label": name}
         if any(x):
             bar = [[middle - min(y)], [max(y) - middle]]
-            ax.errorbar(statistics.mean(x), middle, bar, fmt="os^Dv<>Ph*"[i % 10], capsize=4, alpha=0.8, **style)
+            aside = statistics.mean(x) * 1.04 ** (i % 7 - 3)  # rows with as many queries would hide each other
+            ax.errorbar(aside, middle, bar, fmt=MARKS[i % 11], capsize=4, alpha=0.8, **style)
             ax.set_xscale("log")
         else:
             ax.axhline(middle, ls=("--", ":", "-.")[i % 3], lw=1.2, **style | {"label": f"{name}: no queries"})
@@ -273,7 +275,7 @@ def draw_curves(ax, table, cells, pair):
         style = {"color": f"C{i % 10}"}
         points = {b: v for b, v in sorted(curve.items()) if v and b}
         if points:
-            ax.plot(list(points), [statistics.mean(v) for v in points.values()], marker="os^Dv<>Ph*"[i % 10], label=name, **style)
+            ax.plot(list(points), [statistics.mean(v) for v in points.values()], marker=MARKS[i % 11], label=name, **style)
             ax.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()], alpha=0.15, **style)
         elif curve.get(0):
             ax.axhline(statistics.mean(curve[0]), ls="--", lw=1.2, label=f"{name}: no queries", **style)
