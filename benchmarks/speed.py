@@ -247,7 +247,7 @@ def main():
         save(place(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
 
         methods = {KD: {}, ML: {}, AL: {}, DKD: {}, KN: {"budget": 1}, DB3KD: {"mode": "sd"}}
-        methods[AM] = {"first": 6000 - 3 * 100, "queries": 100, "pairs": 100, "batch_size": BATCH, "epochs": 30}
+        methods[AM] = {"first": args.images - 3 * 100, "queries": 100, "pairs": 100, "batch_size": BATCH, "epochs": 30}
         for script, options in methods.items():
             critic = AL.make_critic(CLASSES).to(device) if script is AL else None
             floor = bare_kd(x, t, device, critic)

@@ -28,8 +28,7 @@ class Args(Buys):
     first: int = 5000  # private images asked about before the rounds, in [2, 1000000000]
     queries: int = 10000  # mixes asked about in each round, in [0, 1000000000]
     pairs: int = 500000  # pairs from which they are chosen, in [1, 1000000000]
-    w_low: float = 0.3  # lowest weight of a pair's first image, in [0, 1]
-    w_high: float = 0.7  # highest weight, in [0, 1]
+    w_low: float = 0.3  # lowest weight of a pair's first image, 1 - w_low the highest, in [0, 0.5]
     w_step: float = 0.04  # between the weights tried, in (0, 1]
 
 
@@ -59,7 +58,7 @@ def least_sure(net, view, x, pairs, weights, size=4096):
 def main(argv=None):
     run = start(Args, argv)
     args, images, marks = run.args, run.resident(run.askable), [*sorted(milestones(run.args)), run.args.epochs]
-    weights = torch.arange(args.w_low, args.w_high + args.w_step / 2, args.w_step, device=run.device)
+    weights = torch.arange(args.w_low, 1 - args.w_low + args.w_step / 2, args.w_step, device=run.device)
     first, each = min(args.first, len(images)), args.queries
     if args.query_budget:
         first = min(first, max(2, args.query_budget // 2))

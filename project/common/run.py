@@ -132,7 +132,8 @@ class Run:
         """(path, state dict, meta), before the data is read: a missing teacher is said at once."""
         a = self.args
         if rank(a.response) < RESPONSES.index(a.NEEDS):
-            raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less")
+            hint = f"--response {a.NEEDS}, where the teacher gives it, or a script that needs less (README)"
+            raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; take {hint}")
         path = Path(a.teacher_path or place(a.checkpoints_dir, "teacher", a.dataset, a.teacher, a.teacher_seed) / "teacher.pt")
         if not path.exists() and not a.teacher_path:
             first = self.before("teacher", model=a.teacher, seed=a.teacher_seed)
@@ -198,7 +199,8 @@ class Run:
         left = self.teacher.left
         n = min(n, 2 * self.args.batch_size) if self.args.dry_run else n
         if left < min(n, 2):
-            raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries, too few to train on; raise it")
+            before = f" ({self.teacher.earlier:,} were asked for what this run is made from)" if self.teacher.earlier else ""
+            raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries{before}, too few to train on; raise it")
         if left < n:
             say(f"{left:,} queries are asked instead of {n:,} (--query_budget {self.args.query_budget})")
         return min(n, left)
