@@ -31,7 +31,7 @@ class Record:
         self.rows, self.best, self.sources, self.state = [], None, {}, None
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.time(), 0.0
         self.name = who_of(args)
-        self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {args.dataset}, seed {args.seed}"
+        self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {domain(args)}, seed {args.seed}"
         self.open()
         self.take_up()
 
