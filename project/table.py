@@ -77,6 +77,8 @@ def read_table(name):
         raise UsageError(f"{path} lacks {', '.join(sorted(lacking))}")
     if off := [pair for pair in table["pairs"] if len(str(pair).split("->")) != 2]:
         raise UsageError(f"{path}: pair {off[0]!r} is not of the form 'ResNet32 -> ResNet8'")
+    if table.get("against", "") not in ("", *(row.get("name") for row in table["rows"])):
+        raise UsageError(f"{path}: against {table['against']!r} is no row's name")
     for row in table["rows"]:
         if not (ROOT / "project" / f"{row.get('script')}.py").exists():
             raise UsageError(f"{path}: row {row.get('name')!r} wants script {row.get('script')!r}, which project/ does not have")

@@ -163,6 +163,7 @@ def test_bad_flags(argv, words):
     ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
     ('title = "x"\ndataset = "Digits"\npairs = ["ResNet8"]\nseeds = [0]\nrows = []', "pair 'ResNet8' is not of the form"),
     ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nagainst = "KN"\nrows = [{ name = "x", script = "KD" }]', "against 'KN' is no row's name"),
 ])  # fmt: skip
 def test_a_wrong_table_is_one_line(text, words, tmp_path):
     (tmp_path / "tiny.toml").write_text(text)

@@ -82,14 +82,15 @@ def draw(d, own, synthetic, private, path):
 def paired(a, b):
     """(mean difference of a - b, its 95 % interval (low, high) of Student's t, exact two-sided p) for values paired by seed.
 
-    The p is that of the permutation test on the signs of the differences, all 2^n of them: its smallest value is 2 / 2^n.
+    The p is that of the permutation test on the signs of the differences, all 2^n of them: its smallest value is 2 / 2^n. Beyond
+    20 pairs it is of 2^20 random ones.
     The interval is None with fewer than two pairs.
     """
     d = np.subtract(a, b)
     if len(d) < 2:
         return float(d.mean()), None, 1.0
     half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d.tolist()) / math.sqrt(len(d))
-    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** min(len(d), 16)), "vectorized": True}
+    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** min(len(d), 20)), "vectorized": True}
     p = stats.permutation_test((d,), lambda x, axis: np.mean(x, axis), **how, rng=0).pvalue if np.any(d) else 1.0
     return float(d.mean()), (float(d.mean() - half), float(d.mean() + half)), float(p)
 
