@@ -64,7 +64,7 @@ def epoch_of(script, home, device, **options):
     shared = {"dataset": "noise", "teacher": "ResNet32", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
     places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device.type}
     with contextlib.redirect_stdout(io.StringIO()):
-        return script.main(flags(**shared, **places, **options))["epoch_seconds"]
+        return script.main(flags(**shared | places | options))["epoch_seconds"]
 
 
 def timed(f, device):
@@ -184,7 +184,8 @@ def am_scoring(x, data, pairs, device):
     """(ours, floor): the scoring of pairs x 11 weights, and the student's passes on images that lie ready."""
     student, weights = net_of("ResNet8", device).eval(), torch.arange(0.3, 0.72, 0.04, device=device)
     index = AM.draw_pairs(len(x), pairs, torch.Generator().manual_seed(0)).to(device)
-    ready = data.view(x[: 4096 // len(weights) * len(weights)])
+    batch = (4096 if x.is_cuda else 512) // len(weights) * len(weights)
+    ready = data.view(x.repeat(batch // len(x) + 1, 1, 1, 1)[:batch])
 
     @torch.no_grad()
     def floor():
@@ -247,7 +248,7 @@ def main():
         save(place(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
 
         methods = {KD: {}, ML: {}, AL: {}, DKD: {}, KN: {"budget": 1}, DB3KD: {"mode": "sd"}}
-        methods[AM] = {"first": args.images - 3 * 100, "queries": 100, "pairs": 100, "batch_size": BATCH, "epochs": 30}
+        methods[AM] = {"first": args.images - 3 * 10, "queries": 10, "pairs": 100, "batch_size": BATCH, "epochs": 10}
         for script, options in methods.items():
             critic = AL.make_critic(CLASSES).to(device) if script is AL else None
             floor = bare_kd(x, t, device, critic)

@@ -44,9 +44,9 @@ def draw_pairs(n, m, g):
 
 
 @torch.no_grad()
-def least_sure(net, view, x, pairs, weights, size=4096):
+def least_sure(net, view, x, pairs, weights, size=0):
     """For each pair (P, 2) of images x (uint8): the net's lowest top log-probability over mixes by `weights` (W,), and that weight."""
-    found = []
+    found, size = [], size or (4096 if x.is_cuda else 512)  # mixes a pass; more would overflow a CPU's caches
     for i in pairs.split(max(1, size // len(weights))):
         a, b = view(x[i.flatten()]).unflatten(0, (-1, 2)).unbind(1)  # (p, C, H, W) each
         mixes = torch.lerp(b[:, None], a[:, None], weights.view(1, -1, 1, 1, 1)).flatten(0, 1)  # (p W, C, H, W)
