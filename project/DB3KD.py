@@ -64,7 +64,7 @@ def main(argv=None):
             d[:n], _ = boundary_distances(own[:n], s[:n], bank, index[:n], distance[:n], label, args.tolerance)
         return d
 
-    bought = run.grow("distances", measure, 500, len(bank))
+    bought = run.grow("distances", measure, 1000, len(bank))
     logits = soft_labels(bought["distances"], classes, args.scale)  # (N, K)
 
     def loss(x, t, logits):  # t: the teacher's classes, one-hot
