@@ -61,8 +61,9 @@ def main(argv=None):
     weights = torch.arange(args.w_low, 1 - args.w_low + args.w_step / 2, args.w_step, device=run.device)
     first, each = min(args.first, len(images)), args.queries
     if args.query_budget:
-        first = min(first, max(2, args.query_budget // 2))
-        each = min(each, (run.within(args.query_budget) - first) // max(1, len(marks) - 1))
+        left = run.within(args.query_budget)
+        first = min(first, max(2, left // 2))
+        each = min(each, (left if args.transfer else left - first) // max(1, len(marks) - 1))
 
     def uncertain(g):  # the mixes of a round
         known = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)

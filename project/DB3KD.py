@@ -11,14 +11,13 @@ is a mean over the batch with t^2 and the weight 1.28, which equals the released
 first; what is left refines distances (bd), image by image, and the others keep the distance to the nearest image (sd).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from common.boundary import boundary_distances, nearest_of_class, soft_labels
+from common.boundary import boundary_distances, halvings, nearest_of_class, soft_labels
 from common.losses import kl
 from common.options import Buys
 from common.run import start
@@ -52,7 +51,7 @@ def main(argv=None):
 
     bought = run.buy(run.some(len(run.resident(run.askable))))
     bank, classes = pixels(bought), bought["answers"].argmax(1)
-    worst = args.candidates * (1 + math.ceil(math.log2(1 / args.tolerance))) * (K - 1)  # queries of one image
+    worst = args.candidates * (1 + halvings(args.tolerance)) * (K - 1)  # queries of one image
 
     def measure(rows):
         own = pixels(rows)

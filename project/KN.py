@@ -55,7 +55,8 @@ def worth(s, p, mean):
 def main(argv=None):
     run = start(Args, argv)
     args, images, hard, known = run.args, run.askable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
-    n = run.within(min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1))))
+    n = min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1)))
+    n = n if args.transfer else run.within(n)
     rounds, action = 1, torch.zeros_like(images.y)  # random: all are one action
     if args.choice == "adaptive" and not args.transfer:
         rounds, action = min(args.rounds, n), images.y if args.pool else None

@@ -175,3 +175,12 @@ def test_overwriting_keeps_what_the_run_is_to_be_made_from(script):
     with pytest.raises(UsageError, match="lies in the folder that --overwrite would empty"):
         script("KD", **QUICK, transfer=path, overwrite=True)
     assert len(Transfer(path)) == 259
+
+
+@pytest.mark.parametrize("name, budget, own", [("AM", 300, 39), ("KN", 259, 0)])
+def test_bought_answers_are_of_the_budget(name, budget, own, script):
+    """259 are spent: AM's rounds share the rest, KN buys nothing and needs none."""
+    script("KD", **QUICK)
+    more = {"epochs": 5, "pairs": 300} if name == "AM" else {}
+    result = script(name, **QUICK | more, transfer=file_of(script.home, "KD"), query_budget=budget, tag="rest")
+    assert result["own"]["queries"] == own and result["queries"] == 259 + own

@@ -32,6 +32,11 @@ def nearest_of_class(x, s, bank, classes, K, m, pick="nearest", g=None):
     return index, distance.where(distance > 0, math.inf)
 
 
+def halvings(tolerance):
+    """Queries that a ray's bisection takes."""
+    return math.ceil(math.log2(1 / tolerance))
+
+
 def bisect(point, low, high, hit, steps):
     """Per row a fraction u in (low, high] at which hit(rows' points) is true and below which, within (high - low) / 2^steps, it is not.
 
@@ -52,7 +57,7 @@ def boundary_distances(x, s, bank, index, distance, label, tolerance=1e-3):
     distances (N, K), infinite for s itself and for classes without a ray, and the queries (N, K) that each took.
     """
     N, K, m = index.shape
-    steps = math.ceil(math.log2(1 / tolerance))
+    steps = halvings(tolerance)
     best, asked = distance[:, :, 0].flatten().clone(), torch.zeros(N * K, dtype=torch.long, device=x.device)
     index, distance = index.view(N * K, m), distance.view(N * K, m)
     for q in range(m):

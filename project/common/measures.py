@@ -5,7 +5,6 @@ import statistics
 
 import numpy as np
 import torch
-from scipy import stats
 
 from .utils import atomic
 
@@ -86,6 +85,8 @@ def paired(a, b):
     20 pairs it is of 2^20 random ones.
     The interval is None with fewer than two pairs.
     """
+    from scipy import stats  # slow to import, and of use to the table alone
+
     d = np.subtract(a, b)
     if len(d) < 2:
         return float(d.mean()), None, 1.0
