@@ -247,7 +247,7 @@ def main():
         save(place(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
         save(place(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
 
-        methods = {KD: {}, ML: {}, AL: {}, DKD: {}, KN: {"budget": 1}, DB3KD: {"mode": "sd"}}
+        methods = {KD: {}, ML: {}, AL: {}, DKD: {}, KN: {"budget": 1}, DB3KD: {"sr_mode": "sd"}}
         methods[AM] = {"first": args.images - 3 * 10, "queries": 10, "pairs": 100, "batch_size": BATCH, "epochs": 10}
         for script, options in methods.items():
             critic = AL.make_critic(CLASSES).to(device) if script is AL else None

@@ -81,7 +81,7 @@ def test_kd_with_augmentation_asks_at_every_step(script):
     assert result["queries"] == 3 * 259
 
 
-QUICK = {"MEKD": {"steps": 2}, "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4}, "DB3KD": {"mode": "sd"}}
+QUICK = {"MEKD": {"steps": 2}, "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4}, "DB3KD": {"sr_mode": "sd"}}
 NEEDS = {name: getattr(importlib.import_module(name).Args, "NEEDS", "") for name in SCRIPTS}
 ASKS = [name for name in SCRIPTS if NEEDS[name]]
 
@@ -215,7 +215,7 @@ def test_am_asks_about_private_images_then_mixes_and_never_twice(script):
 
 
 def test_db3kd_counts_points_between_images_and_sd_asks_only_for_classes(script):
-    sd, bd = (quick(script, "DB3KD", mode=m, tag=m) for m in ("sd", "bd"))
+    sd, bd = (quick(script, "DB3KD", sr_mode=m, tag=m) for m in ("sd", "bd"))
     assert sd["queries"] == sd["private"] == 259
     assert bd["private"] == 259 and bd["mixed"] > 259 * 9 * 10 and bd["queries"] == bd["private"] + bd["mixed"]
     from common.transfer import Transfer
@@ -225,7 +225,7 @@ def test_db3kd_counts_points_between_images_and_sd_asks_only_for_classes(script)
     )
     own = near["answers"].bool()
     assert (near["distances"] <= far["distances"] + 1e-6).all() and (near["distances"][own] == float("inf")).all()
-    assert near["distances"][~own].isfinite().all()
+    assert near["distances"][~own].isfinite().all() and near["asked"].sum() == bd["mixed"] == bd["label_queries"] - 259
 
 
 def test_dafl_looks_inside_and_sends_nothing(script):
@@ -261,7 +261,7 @@ def test_the_edges_own_data_set(script, monkeypatch):
 
 @pytest.mark.parametrize("name", ASKS)
 def test_every_method_trains_in_bfloat16(name, script):
-    more = {"mode": "bd"} if name == "DB3KD" else {"steps": 2, "batch_size": 16} if name == "DAFL" else {}
+    more = {"sr_mode": "bd"} if name == "DB3KD" else {"steps": 2, "batch_size": 16} if name == "DAFL" else {}
     result = quick(script, name, amp="bf16", tag="bf16", **more)
     assert all(abs(v) < 1e4 for v in result["log"].values() if not isinstance(v, list))
 

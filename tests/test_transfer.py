@@ -49,7 +49,7 @@ def test_every_method_trains_on_anothers_answers(name, script, monkeypatch):
     response = RESPONSE.get(name, "soft")
     script("KD", **QUICK, response=response)
     asks_nothing(monkeypatch)
-    more = {"mode": "sd"} if name == "DB3KD" else {"steps": 2} if name == "MEKD" else {}
+    more = {"sr_mode": "sd"} if name == "DB3KD" else {"steps": 2} if name == "MEKD" else {}
     result = script(name, **QUICK, **more, transfer=file_of(script.home, "KD"), tag="given", response=response)
     assert result["own"]["queries"] == 0 and result["private"] >= 259
 
@@ -87,7 +87,7 @@ def dying(at):
 def test_killed_while_buying_pays_only_for_what_is_left_and_ends_the_same(name, at, more, trained, tmp_path, monkeypatch):
     """Answers come 20 at a time; the process dies in the midst of them, goes on, and ends with the same weights and counts."""
     grow = Run.grow
-    monkeypatch.setattr(Run, "grow", lambda self, n, make, size, stop: grow(self, n, make, 100 if name == "DB3KD" else 20, stop))
+    monkeypatch.setattr(Run, "grow", lambda self, make, n, size, stop: grow(self, make, n, 100 if name == "DB3KD" else 20, stop))
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for home in (straight, cut):
         shutil.copytree(trained / "checkpoints", home / "checkpoints")

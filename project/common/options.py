@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError
 
-ALIASES = {"model": ["student"], "response": ["res_type"]}
+ALIASES = {"model": ["student"], "response": ["res_type"], "sr_mode": ["mode"]}
 
 
 @dataclass

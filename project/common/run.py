@@ -28,7 +28,7 @@ from .models import MODELS, build, canonical
 from .options import Asks, Base, flags, lr_at, milestones, parse, settings
 from .record import Record, peak_mb
 from .transfer import Transfer
-from .utils import RunError, UsageError, clock, domain, identity, place, say, who
+from .utils import RunError, UsageError, clock, domain, identity, place, read, save, say, who
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
 
@@ -62,7 +62,7 @@ class Run:
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
         self.device, self.stopping, self.done, self.purchases, self.printed, self.laps = device_of(args), None, 0, 0, 0.0, []
-        self.handlers, self.spent, self.notes = {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
+        self.handlers, self.spent, self.notes, self.given = {}, {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -107,7 +107,7 @@ class Run:
                 raise UsageError(f"{path} is of another kind: {'; '.join(off)}; buy answers anew, without --transfer")
             self.record.sources[path] = identity(path)
             self.spend(given.about["counts"])
-            name = given.about["dataset"]
+            name, self.given = given.about["dataset"], given.about["options"] if "distances" in given.whole() else {}
             if not own:
                 own.columns = given.whole()
                 own.ends = [len(own.columns["answers"])]
@@ -228,30 +228,45 @@ class Run:
         if len(t.ends) < self.purchases:
             t.plan(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.purchases)))
         stop = t.ends[self.purchases - 1]
-        return self.grow("answers", self.answers, max(1000, stop // 20), stop)
+        return self.grow(self.answers, "answers", max(1000, stop // 20), stop)
 
-    def grow(self, name, make, size, stop):
-        """The first `stop` rows of the transfer set with the column `name`, which `make(rows)` gives for `size` rows at a time."""
+    def grow(self, make, name, size, stop):
+        """The first `stop` rows of the transfer set, with the column `name` and others that `make(rows)` gives for `size` rows at a time."""
         t, a = self.record.transfer, self.args
-        if (own := t.about.get("own", {})).get("queries", 0) > self.teacher.counts["queries"]:
-            self.teacher.load_state_dict(own)
+        self.recount(t.about.get("own", {}))
         about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
         about |= {"response": a.response, "teacher": self.teacher_identity, "options": settings(a), "sources": self.record.sources}
-        for _ in t.fill(name, make, size, stop):
+        said = time.time()
+        for end in t.fill(make, name, size, stop):
+            if time.time() - said > 30:
+                say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
+                said = time.time()
             t.save(about | {"own": self.teacher.state_dict(), "counts": self.total()})
             if self.stopping:
                 self.leave()
         return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
 
+    def recount(self, counts):
+        """Takes up the counts of what a killed run has asked for files that are there."""
+        if counts.get("queries", 0) > self.teacher.counts["queries"]:
+            self.teacher.load_state_dict(counts)
+
+    def keep(self, name, make):
+        """The tensors {name: ...} that make() gives, made once: they stay in the run's folder as NAME.pt, with the queries they took."""
+        path = self.record.folder / f"{name}.pt"
+        if not path.exists():
+            save(path, {"kept": make(), "counts": self.teacher.state_dict()})
+        content = read(path, "kept", "counts")
+        self.recount(content["counts"])
+        return content["kept"]
+
     def answers(self, rows):
         """The teacher's answers (n, K) to rows of a transfer set."""
-        if "images" in rows:
-            return self.teacher(self.see(rows), "synthetic")
-        kind = "private" if self.source is self.data else "public"
-        if "weight" in rows:
-            mixed = kind == "private" and (rows["index"][:, 0] != rows["index"][:, 1]).any()
-            return self.teacher(self.see(rows), "mixed" if mixed else kind)
-        return self.infer(lambda x: self.teacher(x, kind), self.source.train.subset(rows["index"]))
+        kind = "synthetic" if "images" in rows else "private" if self.source is self.data else "public"
+        if "index" in rows and "weight" not in rows:
+            return {"answers": self.infer(lambda x: self.teacher(x, kind), self.source.train.subset(rows["index"]))}
+        mixed = kind == "private" and (rows["index"][:, 0] != rows["index"][:, 1]).any()
+        return {"answers": self.teacher(self.see(rows), "mixed" if mixed else kind)}
 
     def see(self, rows):
         """The images (n, C, H, W) of rows of a transfer set, as a net sees them."""

@@ -5,7 +5,7 @@ Columns, a row an image:
   weight    (N,) weight * first + (1 - weight) * second
   images    (N, C, H, W) float32 as the net sees them, instead of index: a generator's
   answers   (N, K) float32, what BlackBox gives: logits up to a constant of each row, or the one-hot vector of a class
-  others    a row an image too, made of further queries: distances to decision boundaries
+  others    a row an image too, made of further queries: `distances` to decision boundaries and what they `asked`, (N, K, budgets)
 The metadata's one entry, `transfer`, is JSON: data set, response, teacher's identity, counts of queries, options.
 """
 
@@ -53,12 +53,14 @@ class Transfer:
         self.columns |= {k: v.cpu() for k, v in columns.items()}
         self.ends.append(len(next(iter(columns.values()))))
 
-    def fill(self, name, make, size, stop):
-        """Completes `stop` rows of the column `name`: `make(rows)` gives its values for `size` rows at most. Yields after each call."""
+    def fill(self, make, name, size, stop):
+        """Completes `stop` rows of the columns that `make(rows)` gives, {name: values}, `name` among them, for `size` rows at most; rows
+        holds the other columns, and the rows' numbers as `row`. Yields after each call."""
         for at in range(len(self.columns.get(name, ())), stop, size):
             end = min(at + size, stop)
-            new = make({k: v[at:end] for k, v in self.columns.items() if len(v) >= end}).cpu()
-            self.columns[name] = torch.cat([self.columns[name], new]) if at else new
+            rows = {k: v[at:end] for k, v in self.columns.items() if len(v) >= end}
+            for k, new in make(rows | {"row": torch.arange(at, end)}).items():
+                self.columns[k] = torch.cat([self.columns[k], new.cpu()]) if at else new.cpu()
             yield end
 
     def whole(self):

@@ -1,0 +1,128 @@
+"""How near the boundary is found, by queries: DB3KD.py's ways of looking for it, and what a query costs beside a bare forward pass.
+
+    python benchmarks/distances.py                                    digits rendered from a font, made here: no download
+    python benchmarks/distances.py --dataset MNIST --data_dir data    real ones
+    python benchmarks/distances.py --images 40 --budgets 100,300,1000,4000 --only surrogate
+
+A LeNet-5 teacher is trained on 28 x 28 pixels (14 epochs, rendered; 6,000 images), then images are drawn and each pair of an image and another
+class is looked at. A row: mean distance of all pairs at each budget, as known by then, over the nearest that descent through the
+teacher's own gradients found (the optimum, which no label-only method can see), mean queries taken at the largest budget, teacher
+calls, seconds a million queries, and that over the same passes of the bare net. `signopt` is the paper's algorithm with its errors
+mended. Queries of priors (a label for each image; the bank's pilots) are shared by all pairs and stand apart.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
+import DB3KD
+import teacher
+
+from common import datasets
+from common.labels import Measure, budgets_of
+from common.options import flags
+from common.priors import crossing
+from common.run import start
+
+ROWS = {
+    "signopt, all pixels (the paper's)": {"algorithm": "signopt", "basis": "full"},
+    "hsja, all pixels": {"algorithm": "hsja", "basis": "full"},
+    "arc, all pixels": {"basis": "full"},
+    "arc, cosines (the default)": {"basis": "dct"},
+    "surrogate, then cosines": {"basis": "surrogate+dct"},
+    "bank, then cosines": {"basis": "bank+dct", "pilots": 16},
+}
+
+
+def rendered(n, seed):
+    """n digits (n, 1, 28, 28) uint8 and their classes: a font, its size, place, slant, turn, weight and blur at random."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % 10)
+    x = np.zeros((n, 28, 28), np.uint8)
+    for i, k in enumerate(y):
+        image, at = Image.new("L", (56, 56)), 28 + rng.uniform(-3, 3, 2)
+        font, weight = ImageFont.load_default(int(rng.integers(34, 47))), int(rng.integers(0, 3))
+        ImageDraw.Draw(image).text(tuple(at), str(k), fill=255, font=font, anchor="mm", stroke_width=weight, stroke_fill=255)
+        slant = rng.uniform(-0.25, 0.25)
+        image = image.transform((56, 56), Image.Transform.AFFINE, (1, slant, -28 * slant, 0, 1, 0), Image.Resampling.BILINEAR)
+        image = image.rotate(rng.uniform(-18, 18), Image.Resampling.BILINEAR).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.5)))
+        x[i] = image.resize((28, 28), Image.Resampling.BILINEAR)
+    x[x < 13] = 0  # most of the page is blank, as in MNIST
+    return torch.as_tensor(x)[:, None], torch.as_tensor(y)
+
+
+def timed(f, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    f()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="rendered")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--lamda", type=float, default=1.0, help="share of the images that are there as neighbours")
+    parser.add_argument("--teacher_epochs", type=int, default=14)
+    parser.add_argument("--images", type=int, default=20, help="whose distances are measured")
+    parser.add_argument("--budgets", default="100,300,1000,4000")
+    parser.add_argument("--only", default="", help="rows whose name begins so")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    datasets.DATASETS["rendered"] = datasets.Spec(10, 1, 28, lambda _, train: rendered(6000, 0) if train else rendered(1000, 1), "nothing")
+    with tempfile.TemporaryDirectory() as home:
+        shared = {"dataset": args.dataset, "img_size": 28, "data_dir": args.data_dir, "device": args.device}
+        shared |= {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l"}
+        with contextlib.redirect_stdout(io.StringIO()):
+            adam = {"optimizer": "adam", "lr": 5e-4, "weight_decay": 0, "epochs": args.teacher_epochs, "eval_every": 1000}
+            result = teacher.main(flags(**shared, model="LeNet5", lamda=1, schedule="cosine", **adam))
+        print(f"{args.dataset}: LeNet5 {result['accuracy']:.2f} %, {result['device']}, torch {torch.__version__}")
+        optimum = None
+        for name, options in ROWS.items():
+            if not name.startswith(args.only):
+                continue
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": args.budgets, "lamda": args.lamda}
+                run = start(DB3KD.Args, flags(**shared, **given, **options, tag=name.split()[0].strip(",") + options["basis"].replace(":", "")))
+                bought, (budgets, _) = run.buy(run.some(len(run.askable))), budgets_of(run.args)
+                measure = Measure(run, bought, budgets)
+            rows = torch.randperm(len(measure.bank), generator=torch.Generator().manual_seed(1))[: args.images].to(run.device)
+            x, s, calls = measure.bank[rows], measure.classes[rows], []
+            api, before = run.teacher.api, run.teacher.counts["queries"]
+            run.teacher.api = lambda z, api=api, calls=calls: (calls.append(len(z)), api(z))[1]
+            found = []
+            took = timed(lambda: found.append(measure.solve(x, s, rows, budgets)), run.device)
+            (search,), asked = found, run.teacher.counts["queries"] - before
+            assert asked == search.count.sum()
+            known = search.r < float("inf")
+            if optimum is None:
+                net = lambda z, run=run: run.teacher.net((z - run.data.mean) / run.data.std)
+                p = known.nonzero()[:, 0]
+                ends = crossing(net, x[search.image[p]], search.target[p], search.near[p].view(-1, *x.shape[1:]), 300)
+                optimum = (ends - x[search.image[p]]).flatten(1).norm(dim=1).mean().item()
+                print(f"{len(p)} pairs, distance of the optimum {optimum:.3f}; budgets {args.budgets}")
+            ready = torch.randn(max(set(calls), key=calls.count), *run.data.shape, device=run.device)
+            with torch.no_grad():
+                run.teacher.net(ready)
+                bare = sorted(timed(lambda run=run, ready=ready: [run.teacher.net(ready) for _ in range(10)], run.device) for _ in range(5))[2]
+            floor, ours = 1e5 * bare / len(ready), 1e6 * took / asked
+            means = "  ".join(f"{v:.3f} ({v / optimum:.3f})" for v in search.curve[known].mean(0).tolist())
+            print(f"{name:34} {means}  {asked / known.sum():5.0f} queries, {len(calls):,} calls of {asked / len(calls):,.0f}, "
+                  f"{ours:.1f} s a million, {ours / floor:.2f} of the bare net; before: {before:,}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Soft labels from a teacher that answers with a class and no more: how far an image is from each other class. Wang 2021, 2106.03310.
+
+They are kept in the run's transfer set as they are made: `distances` and `asked` (N, K, B), for an image, a class and a budget the
+distance known and the queries it took; distances are infinite for the own class and where a class cannot be reached.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from .boundary import Search, halvings, nearest_of_class, soft_labels
+from .options import Buys, differences
+from .priors import crossing, dct, learn, nearest_pilots
+from .utils import UsageError, say
+
+PILOT_BUDGET = 2000  # queries for each pair of a pilot image and a class
+NEIGHBOURS = 5  # directions of pilots that are tried
+SHARES = (1.0, 1.3, 1.7, 2.2, 3.0)  # of the way to our own student's boundary, at which the teacher's is looked for
+WAVE = {"cpu": 1e6, "cuda": 5e7}  # queries after which what was bought is saved
+MODES = Literal["bd", "sd", "mbd", "surrogate", "noise"]
+
+
+@dataclass
+class Labels(Buys):
+    """How soft labels are made."""
+
+    NEEDS: ClassVar = "hard"
+    OF_LABELS: ClassVar = {"sr_mode", "candidates", "pick", "tolerance", "budgets", "algorithm", "basis", "pilots"}
+
+    response: str = "hard"  # what the teacher answers; more than a class is not looked at
+    sr_mode: MODES = "bd"  # distance to the boundary on rays (bd), the nearest image (sd), the nearest boundary (mbd); or baselines
+    candidates: int = 8  # images of each other class, the rays' ends, in [1, 100000]
+    pick: Literal["nearest", "random"] = "nearest"  # which they are
+    tolerance: float = 1e-3  # of a ray's length, to which the boundary is found, in [1e-6, 0.5]
+    budgets: str = "1000"  # mbd: queries for each pair of an image and a class, one number or several: 1000,2000,4000
+    at: int = 0  # mbd: the budget whose labels are learned, 0 for the largest, in [0, 1000000000]
+    algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # mbd: how the boundary is followed; signopt is the paper's
+    basis: str = "dct"  # mbd: where directions are drawn, one after the other: dct:k+full; dct: side/4, side/2, full; +surrogate, +bank: starts
+    pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
+    scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits
+
+
+def labels(run, bought):
+    """Logits (N, K) for the rows of `bought`, what `run.buy` gave, as --sr_mode says; distances are bought where they are not there."""
+    args, s, K = run.args, bought["answers"].argmax(1), run.data.classes
+    budgets, at = budgets_of(args)
+    if args.sr_mode == "noise":
+        return torch.randn(len(s), K, generator=torch.Generator().manual_seed(args.seed)).to(run.device)
+    if args.sr_mode == "surrogate":
+        net = surrogate(run, bought)
+        return torch.cat([net(x * 2 - 1) for x in pixels(run, bought).split(1000)])
+    if "distances" in bought and (off := [d for d in differences(args, run.given) if d[2:].split()[0] in args.OF_LABELS]):
+        raise UsageError(f"--transfer {args.transfer} holds distances made with {', '.join(off)}; give the same options, or other answers")
+    if "distances" not in bought:
+        if silent := sorted(set(range(K)) - set(s.tolist())):
+            say(f"of {len(s):,} images the teacher called none {', '.join(map(str, silent))}: no distance to a class that it never says")
+        measure = Measure(run, bought, budgets)
+        bought = run.grow(measure, "distances", measure.wave, len(s))
+    run.notes["label_queries"] = len(s) + int(bought["asked"][:, :, at].sum())
+    return soft_labels(bought["distances"][:, :, at], s, args.scale)
+
+
+def budgets_of(args):
+    """The budgets, rising, and the place of the one whose labels are learned."""
+    least = args.candidates * (1 + halvings(args.tolerance))  # queries that rays may take
+    if args.sr_mode != "mbd":
+        return [least], 0
+    try:
+        budgets = sorted({int(b) for b in args.budgets.split(",")})
+    except ValueError:
+        raise UsageError(f"--budgets {args.budgets}: give numbers of queries such as 1000 or 1000,2000,4000") from None
+    if budgets[0] < least:
+        what = f"{args.candidates} rays to {args.tolerance:g} of their length may take {least} queries before the boundary is followed"
+        raise UsageError(f"--budgets {args.budgets}: {what}; raise the budget, or lower --candidates")
+    if args.at and args.at not in budgets:
+        raise UsageError(f"--at {args.at} is none of --budgets {args.budgets}")
+    return budgets, budgets.index(args.at or budgets[-1])
+
+
+def stages_of(args, shape):
+    """(the stages of Search.minimise, the set of priors) that --algorithm and --basis name, for images (C, H, W)."""
+    words, side = args.basis.lower().split("+"), shape[-1]
+    priors = {"surrogate", "bank"}.intersection(words)
+    words = [w for w in words if w not in priors] or ["dct"]
+    if "dct" in words:
+        at = words.index("dct")
+        words[at : at + 1] = [f"dct:{max(2, side // 4)}", f"dct:{max(2, side // 2)}", "full"]
+    for word in words:
+        kind, _, k = word.partition(":")
+        if word != "full" and not (kind == "dct" and k.isdigit() and 2 <= int(k) <= side):
+            what = f"full, dct:k (k from 2 to {side}), dct, surrogate, bank, joined by + as in dct:7+full or surrogate+dct"
+            raise UsageError(f"--basis {args.basis}: {word!r} is none of {what}")
+    stages = [(args.algorithm, dct(int(w[4:]), shape) if w != "full" else None) for w in words]
+    return stages + [("hsja", None)] * (args.algorithm == "arc"), priors
+
+
+def pixels(run, rows):
+    """The images (n, C, H, W) of rows of a transfer set, in [0, 1]; UsageError where they are not."""
+    x = run.see(rows) * run.data.std + run.data.mean
+    low, high = x.min().item(), x.max().item()
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise UsageError(f"the images to be labelled lie in [{low:.3g}, {high:.3g}], and distances are measured in [0, 1]; bring them there")
+    return x.clamp(0, 1)
+
+
+def surrogate(run, bought):
+    """A net of the student's kind that has learned the teacher's classes of the bought images; made once."""
+
+    def make():
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+            torch.manual_seed(run.args.seed)
+            return learn(run.net(run.args.model), pixels(run, bought) * 2 - 1, bought["answers"].argmax(1)).state_dict()
+
+    net = run.net(run.args.model)
+    net.load_state_dict(run.keep("surrogate", make))
+    return net.eval().requires_grad_(False)
+
+
+class Measure:
+    """measure(rows): {distances, asked} (n, K, B) of rows of the bought ones. wave: how many rows it should be given at a time."""
+
+    def __init__(self, run, bought, budgets):
+        self.run, self.args, self.K, self.budgets = run, run.args, run.data.classes, budgets
+        self.bank, self.classes = pixels(run, bought), bought["answers"].argmax(1)
+        self.kind = "synthetic" if "images" in bought else "mixed"  # points on the way between private images
+        self.worst = budgets[-1] * (self.K - 1)  # queries of an image
+        self.wave = int(max(1, min(1000, WAVE[run.device.type] // self.worst)))
+        self.stages, priors = stages_of(run.args, run.data.shape)
+        self.stages = [(step, basis if basis is None else basis.to(run.device)) for step, basis in self.stages]
+        mbd = run.args.sr_mode == "mbd"
+        self.surrogate = surrogate(run, bought) if mbd and "surrogate" in priors else None
+        self.pilots = None
+        if mbd and "bank" in priors:
+            self.pilots = {k: v.to(run.device) for k, v in run.keep("bank", self.solve_pilots).items()}
+
+    def label(self, x):
+        """The teacher's classes (n,) of images in [0, 1]."""
+        return self.run.teacher((x - self.run.data.mean) / self.run.data.std, self.kind).argmax(1)
+
+    def start(self, x, s, keys, budgets):
+        """A search that knows the nearest images (SD), and its rays."""
+        g = torch.Generator().manual_seed(self.args.seed)
+        rays = nearest_of_class(x, s, self.bank, self.classes, self.K, self.args.candidates, self.args.pick, g)
+        rays = [v.flatten(0, 1) for v in rays]
+        search = Search(x, s, self.label, self.K, keys, budgets)
+        search.start(self.bank, *rays)
+        return search, rays
+
+    def solve(self, x, s, keys, budgets):
+        search, (index, distance) = self.start(x, s, keys, budgets)
+        p = (search.r < math.inf).nonzero()[:, 0]
+        if self.surrogate and len(p):
+            parts = zip(*(v.split(4096) for v in (x[search.image[p]], search.target[p], search.near[p].view(-1, *x.shape[1:]))), strict=True)
+            ends = torch.cat([crossing(lambda x: self.surrogate(x * 2 - 1), *part) for part in parts]).flatten(1)
+            search.guess(p, ends - search.x[search.image[p]], SHARES)
+            distance = distance.where(search.gap[:, None] == 1, math.inf)  # no rays where that has led to the boundary
+        search.rays(self.bank, index, distance, self.args.tolerance)
+        if self.pilots:
+            own = search.x[search.image[p]], s[search.image[p]], search.target[p]
+            for way in nearest_pilots(*own, self.pilots["x"], self.pilots["way"], NEIGHBOURS).unbind(1):
+                search.guess(p, way * search.r[p, None])
+        if self.args.sr_mode == "mbd":
+            search.minimise(self.stages, self.args.seed)
+        return search
+
+    def solve_pilots(self):
+        """Images x (K, m, d) of each class, and the unit directions way (K, K, m, d) to their boundary points; 0 for none."""
+        K, m = self.K, self.args.pilots
+        rows = torch.cat([(self.classes == k).nonzero()[:m, 0] for k in range(K)])
+        self.run.teacher.afford(len(rows) * (K - 1) * PILOT_BUDGET)
+        self.pilots = None
+        search = self.solve(self.bank[rows], self.classes[rows], rows, [PILOT_BUDGET])
+        say(f"{len(rows)} pilot images: {search.count.sum():,} queries, mean distance {search.r[search.r < math.inf].mean():.4g}")
+        ray = ((search.near - search.x[search.image]) / search.r[:, None]).view(len(rows), K, -1)
+        x, way = ray.new_zeros(K, m, ray.shape[2]), ray.new_zeros(K, K, m, ray.shape[2])
+        for k in range(K):
+            mine = (self.classes[rows] == k).nonzero()[:, 0]
+            x[k, : len(mine)], way[k, :, : len(mine)] = search.x[mine], ray[mine].transpose(0, 1)
+        return {"x": x, "way": way}
+
+    def __call__(self, rows):
+        x, s, keys = pixels(self.run, rows), rows["answers"].argmax(1).to(self.run.device), rows["row"]
+        n = 0 if self.args.sr_mode == "sd" else int(min(len(x), self.run.teacher.left // self.worst))  # that --query_budget allows
+        found = [self.solve(x[:n], s[:n], keys[:n], self.budgets)] if n else []
+        found += [self.start(x[n:], s[n:], keys[n:], self.budgets)[0]] if n < len(x) else []
+        shape = len(x), self.K, len(self.budgets)
+        return {"distances": torch.cat([f.curve for f in found]).view(shape), "asked": torch.cat([f.spent for f in found]).int().view(shape)}
