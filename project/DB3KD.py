@@ -15,29 +15,22 @@ first; what is left finds distances, image by image, and the others keep the dis
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from common.labels import Labels, labels
-from common.losses import kl
+from common.labels import Labels, label_loss, labels
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
 class Args(Labels):
-    t: float = 20.0  # temperature, in (0, 1000]
-    w_kl: float = 1.28  # weight of the KL term, in [0, 1000000]
-    w_ce: float = 1.0  # weight of the cross-entropy on the teacher's classes, in [0, 1000000]
+    pass
 
 
 def main(argv=None):
     run = start(Args, argv)
-    args = run.args
     bought = run.buy(run.some(len(run.resident(run.askable))))
 
     def loss(x, t, logits):  # t: the teacher's classes, one-hot
-        s = run.student(x)  # (B, K)
-        return {"kl": args.w_kl * kl(s, logits, args.t), "ce": args.w_ce * F.cross_entropy(s, t.argmax(1))}
+        return label_loss(run.args, run.student(x), t, logits)
 
     run.fit(run.batches(bought, labels(run, bought)), loss)
     return run.finish()

@@ -4,8 +4,8 @@
     python project/table.py digits --show        prints what there is
     python project/table.py digits --dry_run     prints the commands that are missing
 
-A table is a file of tables/: a data set, pairs of teacher and student, seeds, rows (a name, a script, its options) and settings; budgets,
-where each row is run with several numbers of queries. A row's run that is finished is not run again; one that fails leaves its reason in
+A table is a file of tables/: a data set, pairs of teacher and student, seeds, rows (a name, a script, its options; labels: the row whose
+bought labels it takes) and settings; budgets, where each row is run with several numbers of queries; like: a table that says the rest. A row's run that is finished is not run again; one that fails leaves its reason in
 the cell and the others go on. Rows are compared with one of them (--against), seed by seed: the mean difference with its 95 % interval,
 and p of an exact paired test, corrected by Holm for the number of rows; a row that wins at 5 % is bold.
 """
@@ -32,8 +32,8 @@ from common.options import Asks, Parser, differences, flags, parse, settings
 from common.report import ROOT, labelled
 from common.utils import RunError, UsageError, cli, clock, domain, lookup, place, read_json, save_text, who_of
 
-KEYS = {"title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
-ROW_KEYS = {"name", "script", "options", "needs", "published"}
+KEYS = {"like", "title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
+ROW_KEYS = {"name", "script", "options", "needs", "labels", "published"}
 
 
 @dataclass
@@ -70,6 +70,8 @@ def read_table(name):
         raise UsageError(f"no table {name!r}; there are: {there_are}, or a file of yours ending in .toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: {e}") from None
+    if "like" in table:  # what it does not say is as in that table
+        table = read_table(table["like"]) | table
     for what, keys, allowed in [("table", table, KEYS), *((f"row {r.get('name')!r}", r, ROW_KEYS) for r in table.get("rows", []))]:
         if unknown := set(keys) - allowed:
             raise UsageError(f"{path}: unknown {', '.join(sorted(unknown))} in the {what}; there are: {', '.join(sorted(allowed))}")
@@ -80,6 +82,8 @@ def read_table(name):
     if table.get("against", "") not in ("", *(row.get("name") for row in table["rows"])):
         raise UsageError(f"{path}: against {table['against']!r} is no row's name")
     for row in table["rows"]:
+        if row.get("labels", row.get("name")) not in [r.get("name") for r in table["rows"]]:
+            raise UsageError(f"{path}: row {row.get('name')!r} wants the labels of {row['labels']!r}, which is no row's name")
         if not (ROOT / "project" / f"{row.get('script')}.py").exists():
             raise UsageError(f"{path}: row {row.get('name')!r} wants script {row.get('script')!r}, which project/ does not have")
     return table
@@ -101,23 +105,32 @@ def plan(table, roots):
             raise UsageError(f"two rows of {table['title']!r} run in {folder}: {', '.join(off)}; give one of them a tag in its options")
         return known
 
-    for pair in table["pairs"]:
-        teacher, student = (canonical(n.strip()) for n in pair.split("->"))
+    rows = {row["name"]: row for row in table["rows"]}
+    pairs = {pair: tuple(canonical(n.strip()) for n in pair.split("->")) for pair in table["pairs"]}
+
+    def run_of(pair, row, seed, budget=0):
+        """The run of a row, and before it those of the scripts and of the labels that it needs."""
+        teacher, student = pairs[pair]
         first = cells[pair, "teacher", 0] = task("teacher", 0, {"model": teacher})
+        if not issubclass(args_of(row["script"]), Asks):  # a student alone learns the edge's data set
+            edge = {"dataset": private["private"]} if private else {}
+            return task(row["script"], seed, {"model": student}, row.get("options", {}) | edge)
+        needs, more = [first], row.get("options", {}) | ({"query_budget": budget} if budget else {})
+        for script in row.get("needs", []):
+            needs.append(task(script, seed, {"teacher": teacher} | private, needs=[first]))
+            cells[pair, script, seed] = needs[-1]
+        if maker := row.get("labels"):  # those of the named row and the teacher's first pair
+            where = next(p for p in pairs if pairs[p][0] == teacher)
+            if (where, maker) != (pair, row["name"]):
+                needs.append(run_of(where, rows[maker], seed))
+                more = more | {"transfer": str(needs[-1].folder / "transfer.safetensors")}
+        return task(row["script"], seed, {"teacher": teacher, "model": student} | private, more, needs)
+
+    for pair in pairs:
         for seed in table["seeds"]:
             for row in table["rows"]:
-                needs = []
-                for script in row.get("needs", []):
-                    before = task(script, seed, {"teacher": teacher} | private, needs=[first])
-                    needs.append(before)
-                    cells[pair, script, seed] = before
-                asks = issubclass(args_of(row["script"]), Asks)
-                nets = {"teacher": teacher, "model": student} | private if asks else {"model": student}
-                edge = {"dataset": private["private"]} if private and not asks else {}  # a student alone learns the edge's data set
-                for budget in table.get("budgets", [0]) if asks else [0]:
-                    more = row.get("options", {}) | edge | ({"query_budget": budget} if budget else {})
-                    name = labelled(row["name"], budget)
-                    cells[pair, name, seed] = task(row["script"], seed, nets, more, [first, *needs] if asks else [])
+                for budget in table.get("budgets", [0]) if issubclass(args_of(row["script"]), Asks) else [0]:
+                    cells[pair, labelled(row["name"], budget), seed] = run_of(pair, row, seed, budget)
     return cells, list(tasks.values())
 
 

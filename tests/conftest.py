@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.blackbox import BlackBox
 from common.options import flags
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem != "table")
+TOOLS = ["robustness", "table"]  # they train nothing
+SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in TOOLS)
 
 
 def home_flags(home):
@@ -46,4 +48,21 @@ def script(trained, tmp_path):
         return run(name, tmp_path, **({} if name in ("teacher", "CE") else {"teacher": "ResNet8"}) | options)
 
     call.home = tmp_path
+    return call
+
+
+class Death(BaseException):
+    pass
+
+
+def dying(at):
+    """A teacher that answers `at` times and then the process dies."""
+    calls, answer = [], BlackBox.__call__
+
+    def call(self, *a, **k):
+        calls.append(1)
+        if len(calls) > at:
+            raise Death
+        return answer(self, *a, **k)
+
     return call

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SCRIPTS, run
+from conftest import SCRIPTS, Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
@@ -14,9 +14,10 @@ from common.transfer import Transfer
 from common.utils import UsageError
 
 QUICK = {"epochs": 2, "lamda": 0.2}
-RESPONSE = {"DB3KD": "hard"}
+RESPONSE = {"DB3KD": "hard", "ZSDB3KD": "hard"}
 BUYERS = [n for n in SCRIPTS if n not in ("teacher", "CE", "DCGAN", "DAFL")]
 FEW = {"MEKD": {"queries": 120, "steps": 2}, "AM": {"first": 60, "queries": 30, "pairs": 200}, "KN": {"budget": 0.5}}
+FEW["ZSDB3KD"] = {"samples": 6, "iterations": 1, "sr_mode": "sd"}
 
 
 def file_of(home, name):
@@ -25,10 +26,6 @@ def file_of(home, name):
 
 def asks_nothing(monkeypatch):
     monkeypatch.setattr(BlackBox, "__call__", lambda *a, **k: pytest.fail("the teacher was asked"))
-
-
-class Death(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("name", BUYERS)
@@ -49,7 +46,7 @@ def test_every_method_trains_on_anothers_answers(name, script, monkeypatch):
     response = RESPONSE.get(name, "soft")
     script("KD", **QUICK, response=response)
     asks_nothing(monkeypatch)
-    more = {"sr_mode": "sd"} if name == "DB3KD" else {"steps": 2} if name == "MEKD" else {}
+    more = {"sr_mode": "sd"} if name in ("DB3KD", "ZSDB3KD") else {"steps": 2} if name == "MEKD" else {}
     result = script(name, **QUICK, **more, transfer=file_of(script.home, "KD"), tag="given", response=response)
     assert result["own"]["queries"] == 0 and result["private"] >= 259
 
@@ -65,19 +62,6 @@ def test_images_cannot_be_added_to_pairs(script):
     script("MEKD", **QUICK, **FEW["MEKD"])
     with pytest.raises(UsageError, match="holds images, to which this method cannot add"):
         script("AM", epochs=5, lamda=0.2, queries=20, pairs=300, transfer=file_of(script.home, "MEKD"))
-
-
-def dying(at):
-    """A teacher that answers `at` times and then the process dies."""
-    calls, answer = [], BlackBox.__call__
-
-    def call(self, *a, **k):
-        calls.append(1)
-        if len(calls) > at:
-            raise Death
-        return answer(self, *a, **k)
-
-    return call
 
 
 @pytest.mark.parametrize("name, at, more", [

@@ -203,21 +203,28 @@ class Search:
     # ---- along the boundary
 
     def slope(self, p, q, basis):
-        """The unit vector (n, d) across each pair's ray along which hits lie, from one query in each direction q (k, m) of `basis` (m, d).
+        """The unit vector (n, d) across each pair's ray along which hits lie, from one query in each direction, unit q (k, m) of `basis`.
 
         Cheng et al. 2020, 1909.10773, equation 6, with points beside the boundary point itself; votes less their mean, since they may
         be one-sided.
         """
-        near, r, k = self.near[p], self.r[p], len(q)
-        ray = (near - self.x[self.image[p]]) / r[:, None]
+        k, d = len(q), self.near.shape[1]
+        size = max(1, (2**27 if self.x.is_cuda else 2**19) // (k * d))  # pairs whose points fit a GPU's memory, or a CPU's caches
+        v = torch.cat([self.votes(part, q, basis) for part in p.split(size)])
+        return v / v.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def votes(self, p, q, basis):
+        """Sum of the directions (n, d) that lead to hits, less the mean vote's."""
+        near, r = self.near[p], self.r[p]
+        ray = ((near - self.x[self.image[p]]) / r[:, None])[:, :, None]  # (n, d, 1)
         u = q * signs(self.keys[p], self.number, q.shape[1]).to(q.dtype)[:, None]  # (n, k, m)
         u = u if basis is None else u @ basis  # (n, k, d)
-        u -= (u @ ray[:, :, None]) * ray[:, None]
-        u /= u.norm(dim=2, keepdim=True).clamp_min(1e-12)
-        points = self.clip(torch.addcmul(near[:, None], u, (self.reach[p] * r)[:, None, None]))
-        votes = self.hits(points.flatten(0, 1), p.repeat_interleave(k)).view(len(p), 1, k).to(u.dtype)
-        v = ((votes - votes.mean(2, keepdim=True)) @ u)[:, 0]
-        return v / v.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        along = u @ ray  # (n, k, 1)
+        u = torch.baddbmm(u, along, ray.transpose(1, 2), alpha=-1)  # across the ray
+        length = (1 - along.square()).clamp_min(1e-6).sqrt()
+        points = self.clip(torch.addcmul(near[:, None], u, (self.reach[p] * r)[:, None, None] / length))
+        hit = self.hits(points.flatten(0, 1), p.repeat_interleave(len(q))).view(len(p), 1, -1).to(u.dtype)
+        return ((hit - hit.mean(2, keepdim=True)) / length.transpose(1, 2) @ u)[:, 0]
 
     def arc(self, p, q, basis):
         """One iteration: on the half circle over image and boundary point, towards hits, up to the boundary; then along the ray.
@@ -269,20 +276,21 @@ class Search:
         fine = p[self.step[p] < 1e-4]
         self.step[fine], self.reach[fine] = 0.2, (self.reach[fine] / 10).clamp_min(1e-4)
 
-    def minimise(self, stages, seed=0, queries=0, chunk=0):
+    def minimise(self, stages, seed=0, queries=0, only=None):
         """MBD: iterations on the boundary, until the largest of the budgets is spent or the last stage gains nothing more.
 
         stages: (step, basis) in turn; step: a name of STEPS; basis: orthonormal rows (m, d), in whose span directions are drawn, or
         None for all pixels. A pair goes on to the next when two iterations have gained too little. queries: of a slope; 0: the
-        number that is best for a flat boundary. chunk: values of the points made at a time.
+        number that is best for a flat boundary. only: (P,) bool, the pairs to go on with.
         """
-        d, level = self.near.shape[1], torch.zeros_like(self.count)
-        chunk, past = chunk or (2**27 if self.x.is_cuda else 2**22), torch.full((2, len(self.r)), math.inf).to(self.r)
-        sizes = [d if basis is None else len(basis) for _, basis in stages]
+        level = torch.zeros_like(self.count)
+        past = torch.full((2, len(self.r)), math.inf).to(self.r)
+        sizes = [self.near.shape[1] if basis is None else len(basis) for _, basis in stages]
         counts, gains = [queries or best_number(m) for m in sizes], [STALLED] * (len(stages) - 1) + [STALLED / 10]
         while True:
             self.number += 1
             open = (self.r > 0) & (self.r < math.inf)
+            open = open if only is None else open & only
             todo = [self.able((open & (level == i)).nonzero()[:, 0], k + COST + RESERVE) for i, k in enumerate(counts)]
             if not any(map(len, todo)):
                 break
@@ -290,8 +298,7 @@ class Search:
                 if not len(live):
                     continue
                 q = directions(k, m, seed, self.number, self.x)
-                for p in live.split(max(1, chunk // (k * d))):
-                    STEPS[step](self, p, q, basis)
+                STEPS[step](self, live, q, basis)
                 stalled = self.r[live] > (1 - enough) * past[1, live]
                 level[live] += stalled
                 past[:, live] = torch.where(stalled, math.inf, torch.stack([self.r[live], past[0, live]]))

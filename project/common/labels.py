@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 
 from .boundary import Search, halvings, nearest_of_class, soft_labels
+from .losses import kl
 from .options import Buys, differences
 from .priors import crossing, dct, learn, nearest_pilots
 from .utils import UsageError, say
@@ -40,6 +42,14 @@ class Labels(Buys):
     basis: str = "dct"  # mbd: where directions are drawn, one after the other: dct:k+full; dct: side/4, side/2, full; +surrogate, +bank: starts
     pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
     scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits
+    t: float = 20.0  # temperature, in (0, 1000]
+    w_kl: float = 1.28  # weight of the KL term, in [0, 1000000]
+    w_ce: float = 1.0  # weight of the cross-entropy on the teacher's classes, in [0, 1000000]
+
+
+def label_loss(args, s, t, logits):
+    """Terms of the student's logits s (B, K): KL to the soft labels, cross-entropy on the teacher's classes t, one-hot (B, K)."""
+    return {"kl": args.w_kl * kl(s, logits, args.t), "ce": args.w_ce * F.cross_entropy(s, t.argmax(1))}
 
 
 def labels(run, bought):
@@ -58,7 +68,9 @@ def labels(run, bought):
             say(f"of {len(s):,} images the teacher called none {', '.join(map(str, silent))}: no distance to a class that it never says")
         measure = Measure(run, bought, budgets)
         bought = run.grow(measure, "distances", measure.wave, len(s))
-    run.notes["label_queries"] = len(s) + int(bought["asked"][:, :, at].sum())
+    elif saved := int((bought["asked"][:, :, -1] - bought["asked"][:, :, at]).sum()):  # a smaller budget would have been enough
+        kind = "synthetic" if "images" in bought else "mixed"
+        run.spend({"queries": -saved, kind: -saved, "bytes": -saved * 4 * math.prod(run.data.shape)})
     return soft_labels(bought["distances"][:, :, at], s, args.scale)
 
 
@@ -105,6 +117,12 @@ def pixels(run, rows):
     return x.clamp(0, 1)
 
 
+def labeller(run, kind):
+    """label(x): the teacher's classes (n,) of images in [0, 1]."""
+    mean, std = run.data.mean, run.data.std
+    return lambda x: run.teacher(torch.addcmul(-mean / std, x, 1 / std), kind).argmax(1)
+
+
 def surrogate(run, bought):
     """A net of the student's kind that has learned the teacher's classes of the bought images; made once."""
 
@@ -124,7 +142,7 @@ class Measure:
     def __init__(self, run, bought, budgets):
         self.run, self.args, self.K, self.budgets = run, run.args, run.data.classes, budgets
         self.bank, self.classes = pixels(run, bought), bought["answers"].argmax(1)
-        self.kind = "synthetic" if "images" in bought else "mixed"  # points on the way between private images
+        self.label = labeller(run, "synthetic" if "images" in bought else "mixed")  # mixed: points between private images
         self.worst = budgets[-1] * (self.K - 1)  # queries of an image
         self.wave = int(max(1, min(1000, WAVE[run.device.type] // self.worst)))
         self.stages, priors = stages_of(run.args, run.data.shape)
@@ -134,10 +152,6 @@ class Measure:
         self.pilots = None
         if mbd and "bank" in priors:
             self.pilots = {k: v.to(run.device) for k, v in run.keep("bank", self.solve_pilots).items()}
-
-    def label(self, x):
-        """The teacher's classes (n,) of images in [0, 1]."""
-        return self.run.teacher((x - self.run.data.mean) / self.run.data.std, self.kind).argmax(1)
 
     def start(self, x, s, keys, budgets):
         """A search that knows the nearest images (SD), and its rays."""

@@ -75,6 +75,29 @@ def draw(d, own, synthetic, private, path):
     plt.close(fig)
 
 
+def histograms(values, path):
+    """A picture of distances: {class: values}, a row a class on a common axis, with the median of each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    finite = {k: [v for v in of if math.isfinite(v)] for k, of in values.items()}
+    bins = np.linspace(0, max((max(of) for of in finite.values() if of), default=1) * 1.02, 50)
+    fig, axes = plt.subplots(len(finite), 1, figsize=(6.4, 0.6 * len(finite) + 1), sharex=True, squeeze=False, layout="constrained")
+    for ax, (k, of) in zip(axes[:, 0], finite.items(), strict=True):
+        ax.hist(of, bins)
+        if of:
+            ax.axvline(statistics.median(of), color="black", lw=1)
+        ax.set(yticks=[])
+        ax.set_ylabel(f"{k} ({len(of)})", rotation=0, ha="right", va="center")
+        ax.spines[["top", "left", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("Euclidean distance to the decision boundary, pixels in [0, 1]; the line is the median")
+    with atomic(path) as f:
+        fig.savefig(f, dpi=130, format="png")
+    plt.close(fig)
+
+
 # ---- is a difference chance?
 
 

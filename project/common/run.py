@@ -215,11 +215,12 @@ class Run:
 
         return plan
 
-    def buy(self, plan):
+    def buy(self, plan, make=None, size=0):
         """Columns of the transfer set: all that was bought so far with this purchase, kept as it is bought and never paid for twice.
 
         plan(g) names what is asked about, as columns of a transfer set; it draws from the generator g alone, and is not called
-        where a killed run, or --transfer, has the images already.
+        where a killed run, or --transfer, has the images already. make(rows): other columns than the answers to those images, for `size`
+        rows at a time, the answers among them.
         """
         t, script, augment = self.record.transfer, self.record.script, self.args.augment
         if augment != "none":
@@ -228,7 +229,7 @@ class Run:
         if len(t.ends) < self.purchases:
             t.plan(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.purchases)))
         stop = t.ends[self.purchases - 1]
-        return self.grow(self.answers, "answers", max(1000, stop // 20), stop)
+        return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
 
     def grow(self, make, name, size, stop):
         """The first `stop` rows of the transfer set, with the column `name` and others that `make(rows)` gives for `size` rows at a time."""
@@ -447,7 +448,7 @@ class Run:
         result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
         result |= {**total, "own": own, "images": len(self.private), "device": self.device_name(), "peak_mb": peak_mb(self.device)}
         result |= {"needs": getattr(a, "NEEDS", ""), **self.notes}
-        nets = nets or {"student": self.student}
+        nets = nets or ({"student": self.student} if self.student else {})
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         meta |= {"latent": nets["generator"].latent} if "generator" in nets else {}

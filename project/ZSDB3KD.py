@@ -1,0 +1,75 @@
+"""ZSDB3KD: no data, and a teacher that answers with a class only. Noise is moved away from the decision boundaries until it is typical
+of its class; those pseudo samples get soft labels as in DB3KD.py, and the student learns from them.
+Wang 2021, https://arxiv.org/abs/2106.03310
+
+    python project/ZSDB3KD.py --dataset MNIST --img_size 28 --teacher LeNet5 --model LeNet5_half
+    python project/ZSDB3KD.py ... --model LeNet5_fifth --tag fifth --transfer .../transfer.safetensors       other students, no query
+
+Differs: the released code stops at the pseudo samples; here the labels and the student follow. A step is kept only where the distance to
+the boundary grows, else halved (released: any that keeps the class). The direction goes on from the last one, for --step_queries
+(released: 5,000 from scratch), and boundary points met before bound the distance without a query. Classes that noise never
+hits are looked for in smooth noise and between samples (released: it never ends). --iterations 0: the noise itself, a baseline.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from common.labels import MODES, WAVE, Labels, label_loss, labeller, labels, stages_of
+from common.pseudo import DRAWS, Samples, seeds, show
+from common.run import start
+from common.utils import cli, say
+
+EVERY = 5  # steps from one snapshot to the next
+
+
+@dataclass
+class Args(Labels):
+    sr_mode: MODES = "mbd"  # soft labels of the pseudo samples: mbd, bd or sd as in DB3KD.py; or baselines: surrogate, noise
+    budgets: str = "300"  # mbd: queries for each pair of a sample and a class, one number or several: 300,1000
+    samples: int = 3000  # pseudo samples of each class, in [2, 10000000]
+    iterations: int = 40  # steps away from the boundary, in [0, 100000]
+    lbd_step: float = 0.5  # length of the first step, in (0, 1000]
+    step_queries: int = 100  # for the distance after a step, in [40, 1000000]
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args, K, shape, label = run.args, run.data.classes, run.data.shape, labeller(run, "synthetic")
+    stages, steps = stages_of(args, shape)[0], min(2, args.iterations) if args.dry_run else args.iterations
+    worst = 100 + (steps + 4) * (args.step_queries + 1)  # queries of a sample
+    wave = int(max(2 * K, WAVE[run.device.type] // worst))
+    n = K * (2 if args.dry_run else args.samples)
+    if args.query_budget and not args.transfer:
+        n = min(n, int(max(0, run.teacher.left - DRAWS * (n // wave + 1)) // worst) // K * K)
+        run.teacher.afford(0 if n else DRAWS + 2 * K * worst)
+
+    def evolve(rows):
+        x, s = seeds(label, K, len(rows["row"]), shape, torch.Generator().manual_seed(args.seed * 1_000_003 + int(rows["row"][0])))
+        samples = Samples(x.to(run.device), s.to(run.device), label, rows["row"].to(run.device), stages, args)
+        seen = [samples.x]
+        margins = [samples.r]
+        for number in range(1, steps + 1):
+            samples.move(number)
+            if number % EVERY == 0 or number == steps:
+                seen, margins = [*seen, samples.x], [*margins, samples.r]
+        images = (samples.x.view(-1, *shape) - run.data.mean) / run.data.std
+        pictures = torch.stack(seen, 1).mul(255).round().to(torch.uint8).unflatten(2, shape)
+        return {"images": images, "answers": F.one_hot(samples.s, K).float(), "snapshots": pictures, "margins": torch.stack(margins, 1)}
+
+    bought = run.buy(lambda g: {"sample": torch.arange(n)}, evolve, wave)
+    if "snapshots" in bought:
+        run.notes["margins"] = bought["margins"].mean(0).tolist()
+        say(f"mean distance to the boundary, every {EVERY} steps: {' '.join(f'{v:.3f}' for v in run.notes['margins'])}")
+        show(bought["snapshots"], bought["answers"].argmax(1), run.record.logs / "samples.png")
+
+    def loss(x, t, logits):  # t: the teacher's classes, one-hot
+        return label_loss(args, run.student(x), t, logits)
+
+    run.fit(run.batches(bought, labels(run, bought)), loss)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,72 @@
+"""robustness: how far test images lie from a model's decision boundary, any other class; for each class a row and a histogram.
+The untargeted distance of Wang 2021, https://arxiv.org/abs/2106.03310; the model is asked for classes only.
+
+    python project/robustness.py --dataset MNIST --img_size 28 --teacher LeNet5
+    python project/robustness.py --teacher ResNet8 --teacher_path checkpoints/KD/MNIST/ResNet32_to_ResNet8/seed0/student.pt
+
+Differs: rays go to the nearest training images of other classes (released: to random points), and every query is counted. A distance is
+an upper bound, with a point just before it on the same ray that still is of the image's class.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from common.boundary import Search, nearest_of_class, others
+from common.labels import labeller, stages_of
+from common.options import Asks
+from common.measures import histograms
+from common.run import start
+from common.utils import cli, say
+
+
+@dataclass
+class Args(Asks):
+    response: str = "hard"  # what the model answers; more than a class is not looked at
+    samples: int = 500  # test images, in [1, 1000000000]
+    budget: int = 1000  # queries for each, in [200, 1000000000]
+    neighbours: int = 5000  # training images among which the rays' ends are looked for, in [1, 1000000000]
+    candidates: int = 8  # rays, in [1, 1000]
+    algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # how the boundary is followed
+    basis: str = "dct"  # where directions are drawn, one after the other: dct:k+full; dct stands for side/4, side/2, full
+
+
+def main(argv=None):
+    run = start(Args, argv)
+    args, K, label = run.args, run.data.classes, labeller(run, "synthetic")
+    stages = [(step, basis if basis is None else basis.to(run.device)) for step, basis in stages_of(args, run.data.shape)[0]]
+
+    def pixels(images, n):
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:n]
+        return images.subset(rows).x.float() / 255, rows
+
+    def measure():
+        x, rows = pixels(run.resident(run.test), 2 if args.dry_run else args.samples)
+        bank, _ = pixels(run.resident(run.data.train), args.neighbours)
+        run.teacher.afford(len(bank) + len(x) * (args.budget + 1))
+        s, classes = label(x), label(bank)
+        rays = others(*nearest_of_class(x, s, bank, classes, K, args.candidates))
+        search = Search(x, s, label, 0, rows.to(run.device), [args.budget])
+        search.start(bank, *rays)
+        search.rays(bank, *rays)
+        search.minimise(stages, args.seed)
+        return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
+
+    found = {k: v.cpu() for k, v in run.keep("distances", measure).items()}
+    say(f"accuracy {100 * found['right'].double().mean():.2f} % of {len(found['right']):,} images; distances in pixel values of [0, 1], Euclidean")
+    say("class  images    mean  median   5 %  95 %")
+    table = {}
+    for k in ["all", *range(K)]:
+        d = found["distance"][found["class"] == k] if k != "all" else found["distance"]
+        if len(d := d[d < float("inf")].double()):
+            low, median, high = d.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.double)).tolist()
+            table[k] = {"images": len(d), "mean": d.mean().item(), "median": median, "low": low, "high": high}
+            say(f"{k!s:>5}  {len(d):6,}  {d.mean():6.3f}  {median:6.3f}  {low:.3f}  {high:.3f}")
+    histograms({k: found["distance"][found["class"] == k].tolist() for k in table if k != "all"}, run.record.logs / "distances.png")
+    run.notes["distances"] = table
+    return run.finish()
+
+
+if __name__ == "__main__":
+    cli(main)
