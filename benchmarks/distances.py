@@ -4,11 +4,11 @@
     python benchmarks/distances.py --dataset MNIST --data_dir data    real ones
     python benchmarks/distances.py --images 40 --budgets 100,300,1000,4000 --only surrogate
 
-A LeNet-5 teacher is trained on 28 x 28 pixels (14 epochs, rendered; 6,000 images), then images are drawn and each pair of an image and another
-class is looked at. A row: mean distance of all pairs at each budget, as known by then, over the nearest that descent through the
-teacher's own gradients found (the optimum, which no label-only method can see), mean queries taken at the largest budget, teacher
-calls, seconds a million queries, and that over the same passes of the bare net. `signopt` is the paper's algorithm with its errors
-mended. Queries of priors (a label for each image; the bank's pilots) are shared by all pairs and stand apart.
+A LeNet-5 teacher is trained on 28 x 28 pixels (14 epochs), then images are drawn and each pair of an image and another class is looked
+at. A row: mean distance of all pairs at each budget, as known by then, over the nearest that descent through the teacher's own gradients
+found (the optimum, which no label-only method can see), mean queries taken at the largest budget, teacher calls, seconds a million
+queries, and that over the same passes of the bare net. `signopt` is the paper's algorithm with its errors mended. Queries of priors
+(a label for each image; the bank's pilots) are shared by all pairs and stand apart.
 """
 
 import argparse
@@ -61,13 +61,37 @@ def rendered(n, seed):
 
 
 def timed(f, device):
+    """(what f() gives, seconds)"""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    f()
+    value = f()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return value, time.perf_counter() - began
+
+
+def begin(shared, name, options, budgets, lamda):
+    """A DB3KD run with its answers bought, up to where distances are measured: (run, Measure)."""
+    given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": budgets, "lamda": lamda}
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = start(DB3KD.Args, flags(**shared, **given, **options, tag="".join(c for c in name if c.isalnum())))
+        return run, Measure(run, run.buy(run.some(len(run.askable))), budgets_of(run.args)[0])
+
+
+def bare(run, size):
+    """Seconds of a million images through the bare net, `size` at a time, the median of five."""
+    ready = torch.randn(size, *run.data.shape, device=run.device)
+    with torch.no_grad():
+        run.teacher.net(ready)
+        return 1e6 / (10 * size) * sorted(timed(lambda: [run.teacher.net(ready) for _ in range(10)], run.device)[1] for _ in range(5))[2]
+
+
+def optimum_of(run, x, search, p):
+    """Mean distance of the nearest points that descent through the teacher finds."""
+    net, images = run.teacher.net, x[search.image[p]]
+    ends = crossing(lambda z: net((z - run.data.mean) / run.data.std), images, search.target[p], search.near[p].view_as(images), 300)
+    return (ends - images).flatten(1).norm(dim=1).mean().item()
 
 
 def main():
@@ -85,43 +109,31 @@ def main():
     with tempfile.TemporaryDirectory() as home:
         shared = {"dataset": args.dataset, "img_size": 28, "data_dir": args.data_dir, "device": args.device}
         shared |= {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l"}
+        adam = {"optimizer": "adam", "lr": 5e-4, "weight_decay": 0, "epochs": args.teacher_epochs, "eval_every": 1000}
         with contextlib.redirect_stdout(io.StringIO()):
-            adam = {"optimizer": "adam", "lr": 5e-4, "weight_decay": 0, "epochs": args.teacher_epochs, "eval_every": 1000}
             result = teacher.main(flags(**shared, model="LeNet5", lamda=1, schedule="cosine", **adam))
-        print(f"{args.dataset}: LeNet5 {result['accuracy']:.2f} %, {result['device']}, torch {torch.__version__}")
+        print(f"{args.dataset}: LeNet5 {result['accuracy']:.2f} %, {result['device']}, torch {torch.__version__}", flush=True)
         optimum = None
         for name, options in ROWS.items():
             if not name.startswith(args.only):
                 continue
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
-                given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": args.budgets, "lamda": args.lamda}
-                run = start(DB3KD.Args, flags(**shared, **given, **options, tag=name.split()[0].strip(",") + options["basis"].replace(":", "")))
-                bought, (budgets, _) = run.buy(run.some(len(run.askable))), budgets_of(run.args)
-                measure = Measure(run, bought, budgets)
+            run, measure = begin(shared, name, options, args.budgets, args.lamda)
             rows = torch.randperm(len(measure.bank), generator=torch.Generator().manual_seed(1))[: args.images].to(run.device)
-            x, s, calls = measure.bank[rows], measure.classes[rows], []
-            api, before = run.teacher.api, run.teacher.counts["queries"]
+            x, s, before, calls, api = measure.bank[rows], measure.classes[rows], run.teacher.counts["queries"], [], run.teacher.api
             run.teacher.api = lambda z, api=api, calls=calls: (calls.append(len(z)), api(z))[1]
-            found = []
-            took = timed(lambda: found.append(measure.solve(x, s, rows, budgets)), run.device)
-            (search,), asked = found, run.teacher.counts["queries"] - before
+            search, took = timed(lambda m=measure, x=x, s=s, rows=rows: m.solve(x, s, rows, m.budgets), run.device)
+            asked, p = run.teacher.counts["queries"] - before, (search.r < float("inf")).nonzero()[:, 0]
             assert asked == search.count.sum()
-            known = search.r < float("inf")
             if optimum is None:
-                net = lambda z, run=run: run.teacher.net((z - run.data.mean) / run.data.std)
-                p = known.nonzero()[:, 0]
-                ends = crossing(net, x[search.image[p]], search.target[p], search.near[p].view(-1, *x.shape[1:]), 300)
-                optimum = (ends - x[search.image[p]]).flatten(1).norm(dim=1).mean().item()
+                optimum = optimum_of(run, x, search, p)
                 print(f"{len(p)} pairs, distance of the optimum {optimum:.3f}; budgets {args.budgets}")
-            ready = torch.randn(max(set(calls), key=calls.count), *run.data.shape, device=run.device)
-            with torch.no_grad():
-                run.teacher.net(ready)
-                bare = sorted(timed(lambda run=run, ready=ready: [run.teacher.net(ready) for _ in range(10)], run.device) for _ in range(5))[2]
-            floor, ours = 1e5 * bare / len(ready), 1e6 * took / asked
-            means = "  ".join(f"{v:.3f} ({v / optimum:.3f})" for v in search.curve[known].mean(0).tolist())
-            print(f"{name:34} {means}  {asked / known.sum():5.0f} queries, {len(calls):,} calls of {asked / len(calls):,.0f}, "
-                  f"{ours:.1f} s a million, {ours / floor:.2f} of the bare net; before: {before:,}", flush=True)  # fmt: skip
+            means = "  ".join(f"{v:.3f} ({v / optimum:.3f})" for v in search.curve[p].mean(0).tolist())
+            ratio = 1e6 * took / asked / bare(run, max(set(calls), key=calls.count))
+            queries = f"{asked / len(p):5.0f} queries, {len(calls):,} calls of {asked / len(calls):,.0f}"
+            print(
+                f"{name:34} {means}  {queries}, {1e6 * took / asked:.1f} s a million, {ratio:.2f} of the bare net; before: {before:,}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

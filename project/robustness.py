@@ -15,8 +15,8 @@ import torch
 
 from common.boundary import Search, nearest_of_class, others
 from common.labels import labeller, stages_of
-from common.options import Asks
 from common.measures import histograms
+from common.options import Asks
 from common.run import start
 from common.utils import cli, say
 
@@ -29,7 +29,7 @@ class Args(Asks):
     neighbours: int = 5000  # training images among which the rays' ends are looked for, in [1, 1000000000]
     candidates: int = 8  # rays, in [1, 1000]
     algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # how the boundary is followed
-    basis: str = "dct"  # where directions are drawn, one after the other: dct:k+full; dct stands for side/4, side/2, full
+    basis: str = "dct"  # directions are drawn in k x k cosines or all pixels, in turn: dct:7+dct:14+full; dct: side/4, side/2, full
 
 
 def main(argv=None):
@@ -54,7 +54,8 @@ def main(argv=None):
         return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
 
     found = {k: v.cpu() for k, v in run.keep("distances", measure).items()}
-    say(f"accuracy {100 * found['right'].double().mean():.2f} % of {len(found['right']):,} images; distances in pixel values of [0, 1], Euclidean")
+    right = found["right"].double()
+    say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; Euclidean distances of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")
     table = {}
     for k in ["all", *range(K)]:

@@ -5,9 +5,10 @@
     python project/table.py digits --dry_run     prints the commands that are missing
 
 A table is a file of tables/: a data set, pairs of teacher and student, seeds, rows (a name, a script, its options; labels: the row whose
-bought labels it takes) and settings; budgets, where each row is run with several numbers of queries; like: a table that says the rest. A row's run that is finished is not run again; one that fails leaves its reason in
-the cell and the others go on. Rows are compared with one of them (--against), seed by seed: the mean difference with its 95 % interval,
-and p of an exact paired test, corrected by Holm for the number of rows; a row that wins at 5 % is bold.
+bought labels it takes) and settings; budgets, where each row is run with several numbers of queries; like: a table that says the rest. A
+row's run that is finished is not run again; one that fails leaves its reason in the cell and the others go on. Rows are compared with one
+of them (--against), seed by seed: the mean difference with its 95 % interval, and p of an exact paired test, corrected by Holm for the
+number of rows; a row that wins at 5 % is bold.
 """
 
 import argparse

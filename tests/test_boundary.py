@@ -326,7 +326,9 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
     normal = unit(torch.randn(1, d, generator=g, dtype=torch.double), dim=1)
     side = torch.randn(runs, d, generator=g, dtype=torch.double)
     ray = math.cos(phi) * normal + math.sin(phi) * unit(side - (side @ normal.T) * normal, dim=1)
-    s = Search(torch.zeros(runs, d, dtype=torch.double), torch.zeros(runs, dtype=torch.long), lambda x: (x @ normal[0] >= 1).long(), 0, bounds=None)
+    s = Search(
+        torch.zeros(runs, d, dtype=torch.double), torch.zeros(runs, dtype=torch.long), lambda x: (x @ normal[0] >= 1).long(), 0, bounds=None
+    )
     p = torch.arange(runs)
     for s.number in range(1, T + 1):
         along = ray @ normal.T  # (runs, 1)

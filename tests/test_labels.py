@@ -14,7 +14,6 @@ from common.blackbox import BlackBox
 from common.labels import Labels, budgets_of, label_loss, stages_of
 from common.losses import kl
 from common.priors import crossing, dct, nearest_pilots
-from common.run import Run
 from common.transfer import Transfer
 from common.utils import UsageError
 
@@ -29,7 +28,10 @@ def columns(home, name="DB3KD", at=""):
 def test_dct_is_orthonormal_and_slow():
     b = dct(5, (3, 12, 12)).double()
     assert b.shape == (75, 432) and torch.allclose(b @ b.T, torch.eye(75, dtype=torch.double), atol=1e-6)
-    assert torch.allclose(dct(12, (1, 12, 12)).abs().sum(1).amin(), dct(12, (1, 12, 12)).abs().sum(1)[-1], rtol=1) and len(dct(9, (1, 4, 4))) == 16
+    assert (
+        torch.allclose(dct(12, (1, 12, 12)).abs().sum(1).amin(), dct(12, (1, 12, 12)).abs().sum(1)[-1], rtol=1)
+        and len(dct(9, (1, 4, 4))) == 16
+    )
     flat = dct(1, (1, 6, 6))
     assert torch.allclose(flat, torch.full((1, 36), 1 / 6))
 
@@ -112,15 +114,15 @@ def test_the_loss_is_that_of_the_paper():
 
 
 def test_mbd_labels_are_nearer_than_bd_and_all_is_counted(script):
-    bd = script("DB3KD", **FEW, tag="bd")
+    bd = script("DB3KD", **FEW, tag="rays")
     mbd = script("DB3KD", **MBD, tag="mbd")
-    a, b = columns(script.home, at="bd"), columns(script.home, at="mbd")
+    a, b = columns(script.home, at="rays"), columns(script.home, at="mbd")
     own = b["answers"].bool()
-    d = b["distances"]
+    d = b["mbd"]
     assert d.shape == (*own.shape, 2) and (d[own] == math.inf).all() and (d[..., 1] <= d[..., 0]).all()
-    assert (d[~own] <= a["distances"][~own] + 1e-5).all() and d[~own][:, 1].mean() < 0.95 * a["distances"][~own].mean()
-    assert b["asked"][..., 0].max() <= 120 and b["asked"][..., 1].max() <= 300
-    assert mbd["mixed"] == b["asked"][..., 1].sum() and bd["queries"] < mbd["queries"]
+    assert (d[~own] <= a["bd"][~own] + 1e-5).all() and d[~own][:, 1].mean() < 0.95 * a["bd"][~own].mean()
+    assert b["mbd_asked"][..., 0].max() <= 120 and b["mbd_asked"][..., 1].max() <= 300
+    assert mbd["mixed"] == b["mbd_asked"][..., 1].sum() and bd["queries"] < mbd["queries"]
 
 
 def test_labels_serve_other_students_and_budgets_without_a_query(script, monkeypatch):
@@ -130,13 +132,13 @@ def test_labels_serve_other_students_and_budgets_without_a_query(script, monkeyp
     again = script("DB3KD", **MBD, transfer=path, tag="again")
     assert again["log"] == first["log"] and again["own"]["queries"] == 0 and again["queries"] == first["queries"]
     less = script("DB3KD", **MBD, transfer=path, at=120, model="ResNet14")
-    asked = columns(script.home, at="hard")["asked"].sum((0, 1))
+    asked = columns(script.home, at="hard")["mbd_asked"].sum((0, 1))
     assert less["queries"] == again["queries"] - asked[1] + asked[0] < again["queries"] and less["log"] != first["log"]
     assert less["bytes"] == 4 * 64 * less["queries"] and less["mixed"] == asked[0]
-    with pytest.raises(UsageError, match="holds distances made with --budgets 120,300 \\(now 100,300\\); give the same"):
+    with pytest.raises(UsageError, match="holds mbd distances made with --budgets 120,300 \\(now 100,300\\); give the same"):
         script("DB3KD", **MBD | {"budgets": "100,300"}, transfer=path, tag="other")
-    with pytest.raises(UsageError, match="--sr_mode mbd \\(now bd\\)"):
-        script("DB3KD", **FEW, transfer=path, tag="bd")
+    sd = script("DB3KD", **FEW, sr_mode="sd", budgets="7", transfer=path, tag="sd")  # another kind of distance is made beside it
+    assert sd["own"]["queries"] == 0 and {"mbd", "sd", "sd_asked"} <= columns(script.home, at="sd").keys()
 
 
 @pytest.mark.parametrize("basis", ["surrogate+dct:4", "bank+dct:4"])
@@ -145,8 +147,8 @@ def test_priors_find_boundaries_and_count(basis, script, monkeypatch):
     result = script("DB3KD", **MBD | {"basis": basis, "budgets": "120"}, pilots=1, tag="prior")
     found = columns(script.home, at="prior")
     own = found["answers"].bool()
-    assert torch.isfinite(found["distances"][~own]).all() and found["asked"].max() <= 120
-    pilots = result["mixed"] - int(found["asked"].sum())
+    assert torch.isfinite(found["mbd"][~own]).all() and found["mbd_asked"].max() <= 120
+    pilots = result["mixed"] - int(found["mbd_asked"].sum())
     assert (0 < pilots <= 10 * 9 * 300) if "bank" in basis else pilots == 0
 
 
@@ -172,7 +174,7 @@ def test_killed_between_waves_asks_only_for_what_is_left(name, more, trained, tm
         with pytest.raises(Death):
             run(name, cut, **options)
     before = Transfer(next((cut / "checkpoints" / name).rglob("transfer.safetensors"))).about["own"]["queries"]
-    kept, needed = (c.get("distances", c["answers"]) for c in (columns(cut, name), columns(straight, name)))
+    kept, needed = (c.get("mbd", c["answers"]) for c in (columns(cut, name), columns(straight, name)))
     assert 0.2 * whole["queries"] < before < whole["queries"] and 0 < len(kept) < len(needed)
     counted, count = [], BlackBox.count
     with monkeypatch.context() as m:
@@ -200,7 +202,7 @@ def test_a_class_that_the_teacher_never_says_is_named(script, monkeypatch, capsy
     result = script("DB3KD", **FEW, tag="silent")
     assert "called none 3: no distance" in capsys.readouterr().out and math.isfinite(result["log"]["kl"])
     found = columns(script.home, at="silent")
-    assert (found["distances"][:, 3] == math.inf).all() and (found["asked"][:, 3] == 0).all()
+    assert (found["bd"][:, 3] == math.inf).all() and (found["bd_asked"][:, 3] == 0).all()
 
 
 def test_a_teacher_of_probabilities_is_asked_for_its_class_and_counted_alike(script):
@@ -213,7 +215,9 @@ def test_pseudo_samples_need_no_data_and_serve_other_methods(script, monkeypatch
     first = script("ZSDB3KD", **options)
     found = columns(script.home, "ZSDB3KD")
     assert first["private"] == first["mixed"] == 0 and first["synthetic"] == first["queries"]
-    assert found["images"].shape == (40, 1, 8, 8) and found["snapshots"].shape == (40, 3, 1, 8, 8) and found["snapshots"].dtype == torch.uint8
+    assert (
+        found["images"].shape == (40, 1, 8, 8) and found["snapshots"].shape == (40, 3, 1, 8, 8) and found["snapshots"].dtype == torch.uint8
+    )
     assert (found["answers"].sum(0) >= 2).all() and found["margins"][:, 2].mean() > found["margins"][:, 0].mean()
     from PIL import Image
 

@@ -73,9 +73,11 @@ def test_noise_is_in_range_and_of_two_kinds():
 
 def test_seeds_are_of_all_classes_even_rare_ones():
     """Class 3 is a corner that noise hardly hits; mixes of what is there lead to it."""
+
     def label(x):
         left, top = x[:, 0, :4, :4].mean((1, 2)), x[:, 0, :4, 4:].mean((1, 2))
         return torch.where((left > 0.93) & (top < 0.1), 3, (left > top).long())
+
     x, s = seeds(label, 4, 40, (1, 8, 8), torch.Generator().manual_seed(0))
     assert torch.equal(label(x), s) and x.shape == (40, 1, 8, 8) and (s == 3).sum() >= 10 and x.min() >= 0 and x.max() <= 1
 

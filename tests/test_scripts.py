@@ -225,8 +225,8 @@ def test_db3kd_counts_points_between_images_and_sd_asks_only_for_classes(script)
         Transfer(next((script.home / "checkpoints/DB3KD").rglob(f"*-{m}/seed0/transfer.safetensors"))).columns for m in ("bd", "sd")
     )
     own = near["answers"].bool()
-    assert (near["distances"] <= far["distances"] + 1e-6).all() and (near["distances"][own] == float("inf")).all()
-    assert near["distances"][~own].isfinite().all() and near["asked"].sum() == bd["mixed"]
+    assert (near["bd"] <= far["sd"] + 1e-6).all() and (near["bd"][own] == float("inf")).all()
+    assert near["bd"][~own].isfinite().all() and near["bd_asked"].sum() == bd["mixed"] and far["sd_asked"].sum() == 0
 
 
 def test_dafl_looks_inside_and_sends_nothing(script):

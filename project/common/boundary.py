@@ -160,11 +160,13 @@ class Search:
                 i = p[look]
                 hit[look] = self.hits(torch.lerp(self.x[self.image[i]], bank[index[i, q]], reach[look, None]), i)
             if len(p := p[hit]):
-                x, end = self.x[self.image[p]], bank[index[p, q]]
-                point = lambda u, x=x, end=end: torch.lerp(x, end, u[:, None])
-                low, high = bisect(point, torch.zeros_like(reach[hit]), reach[hit], lambda z, p=p: self.hits(z, p), halvings(tolerance))
-                self.put(p, point(high), 1 - low / high)
+                self.between(p, self.x[self.image[p]], bank[index[p, q]], reach[hit], halvings(tolerance))
         self.note()
+
+    def between(self, p, x, end, high, steps):
+        """Bisects rays from x to `end` (n, d) below the shares `high` of their length, which hit."""
+        low, high = bisect(lambda u: torch.lerp(x, end, u[:, None]), torch.zeros_like(high), high, lambda z: self.hits(z, p), steps)
+        self.put(p, torch.lerp(x, end, high[:, None]), 1 - low / high)
 
     def guess(self, p, way, shares=(1.0,)):
         """Looks for hits nearer than the best so far at x + share * way (n, d) for each share, up to the first, and settles there."""
@@ -255,7 +257,7 @@ class Search:
                 break
 
     def signopt(self, p, q, basis):
-        """One iteration of Sign-OPT, 1909.10773: a line search in the ray's angle, from one origin: doubled while it helps, else quartered."""
+        """One iteration of Sign-OPT, 1909.10773: a search in the ray's angle, from one origin, doubled while it helps, else quartered."""
         v, x = self.slope(p, q, basis), self.x[self.image[p]]
         ray = (self.near[p] - x) / self.r[p][:, None]
         going, shrink = torch.arange(len(p), device=p.device), torch.zeros_like(p, dtype=torch.bool)

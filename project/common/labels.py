@@ -1,7 +1,7 @@
 """Soft labels from a teacher that answers with a class and no more: how far an image is from each other class. Wang 2021, 2106.03310.
 
-They are kept in the run's transfer set as they are made: `distances` and `asked` (N, K, B), for an image, a class and a budget the
-distance known and the queries it took; distances are infinite for the own class and where a class cannot be reached.
+They are kept in the run's transfer set as they are made, in columns named by --sr_mode, `mbd` and `mbd_asked` (N, K, B): for an image, a
+class and a budget the distance known and the queries it took, infinite for the own class and for a class that cannot be reached.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from .boundary import Search, halvings, nearest_of_class, soft_labels
 from .losses import kl
-from .options import Buys, differences
+from .options import Buys
 from .priors import crossing, dct, learn, nearest_pilots
 from .utils import UsageError, say
 
@@ -29,7 +29,8 @@ class Labels(Buys):
     """How soft labels are made."""
 
     NEEDS: ClassVar = "hard"
-    OF_LABELS: ClassVar = {"sr_mode", "candidates", "pick", "tolerance", "budgets", "algorithm", "basis", "pilots"}
+    OF_RAYS: ClassVar = ("candidates", "pick", "tolerance")
+    MADE_BY: ClassVar = {"sd": (), "bd": OF_RAYS, "mbd": (*OF_RAYS, "budgets", "algorithm", "basis", "pilots")}
 
     response: str = "hard"  # what the teacher answers; more than a class is not looked at
     sr_mode: MODES = "bd"  # distance to the boundary on rays (bd), the nearest image (sd), the nearest boundary (mbd); or baselines
@@ -39,7 +40,7 @@ class Labels(Buys):
     budgets: str = "1000"  # mbd: queries for each pair of an image and a class, one number or several: 1000,2000,4000
     at: int = 0  # mbd: the budget whose labels are learned, 0 for the largest, in [0, 1000000000]
     algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # mbd: how the boundary is followed; signopt is the paper's
-    basis: str = "dct"  # mbd: where directions are drawn, one after the other: dct:k+full; dct: side/4, side/2, full; +surrogate, +bank: starts
+    basis: str = "dct"  # mbd: directions are drawn in k x k cosines or all pixels, in turn: dct:7+full; with starts: surrogate+bank+dct
     pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
     scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits
     t: float = 20.0  # temperature, in (0, 1000]
@@ -61,17 +62,20 @@ def labels(run, bought):
     if args.sr_mode == "surrogate":
         net = surrogate(run, bought)
         return torch.cat([net(x * 2 - 1) for x in pixels(run, bought).split(1000)])
-    if "distances" in bought and (off := [d for d in differences(args, run.given) if d[2:].split()[0] in args.OF_LABELS]):
-        raise UsageError(f"--transfer {args.transfer} holds distances made with {', '.join(off)}; give the same options, or other answers")
-    if "distances" not in bought:
+    mode, made = args.sr_mode, run.record.transfer.made
+    mine = {k: getattr(args, k) for k in args.MADE_BY[mode]}
+    if off := [f"--{k} {v} (now {mine[k]})" for k, v in made.get(mode, mine).items() if v != mine[k]]:
+        raise UsageError(f"--transfer {args.transfer} holds {mode} distances made with {', '.join(off)}; give the same, or other answers")
+    if mode not in bought:
         if silent := sorted(set(range(K)) - set(s.tolist())):
             say(f"of {len(s):,} images the teacher called none {', '.join(map(str, silent))}: no distance to a class that it never says")
-        measure = Measure(run, bought, budgets)
-        bought = run.grow(measure, "distances", measure.wave, len(s))
-    elif saved := int((bought["asked"][:, :, -1] - bought["asked"][:, :, at]).sum()):  # a smaller budget would have been enough
-        kind = "synthetic" if "images" in bought else "mixed"
-        run.spend({"queries": -saved, kind: -saved, "bytes": -saved * 4 * math.prod(run.data.shape)})
-    return soft_labels(bought["distances"][:, :, at], s, args.scale)
+        measure, made[mode] = Measure(run, bought, budgets), mine
+        bought = run.grow(measure, mode, measure.wave, len(s))
+    elif args.transfer:  # what a smaller budget would not have spent
+        spent = bought[f"{mode}_asked"].sum((0, 1))
+        saved, kind = int(spent[at] - spent[-1]), "synthetic" if "images" in bought else "mixed"
+        run.spend({"queries": saved, kind: saved, "bytes": saved * 4 * math.prod(run.data.shape)})
+    return soft_labels(bought[mode][:, :, at], s, args.scale)
 
 
 def budgets_of(args):
@@ -113,7 +117,7 @@ def pixels(run, rows):
     x = run.see(rows) * run.data.std + run.data.mean
     low, high = x.min().item(), x.max().item()
     if low < -1e-3 or high > 1 + 1e-3:
-        raise UsageError(f"the images to be labelled lie in [{low:.3g}, {high:.3g}], and distances are measured in [0, 1]; bring them there")
+        raise UsageError(f"the images lie in [{low:.3g}, {high:.3g}], and distances are measured in [0, 1]: bring them there")
     return x.clamp(0, 1)
 
 
@@ -137,7 +141,7 @@ def surrogate(run, bought):
 
 
 class Measure:
-    """measure(rows): {distances, asked} (n, K, B) of rows of the bought ones. wave: how many rows it should be given at a time."""
+    """measure(rows): the columns (n, K, B) of distances and of queries for rows of the bought ones, `wave` of them at a time."""
 
     def __init__(self, run, bought, budgets):
         self.run, self.args, self.K, self.budgets = run, run.args, run.data.classes, budgets
@@ -166,9 +170,10 @@ class Measure:
         search, (index, distance) = self.start(x, s, keys, budgets)
         p = (search.r < math.inf).nonzero()[:, 0]
         if self.surrogate and len(p):
-            parts = zip(*(v.split(4096) for v in (x[search.image[p]], search.target[p], search.near[p].view(-1, *x.shape[1:]))), strict=True)
-            ends = torch.cat([crossing(lambda x: self.surrogate(x * 2 - 1), *part) for part in parts]).flatten(1)
-            search.guess(p, ends - search.x[search.image[p]], SHARES)
+            images = x[search.image[p]]
+            parts = (v.split(4096) for v in (images, search.target[p], search.near[p].view_as(images)))
+            ends = torch.cat([crossing(lambda x: self.surrogate(x * 2 - 1), *part) for part in zip(*parts, strict=True)])
+            search.guess(p, (ends - images).flatten(1), SHARES)
             distance = distance.where(search.gap[:, None] == 1, math.inf)  # no rays where that has led to the boundary
         search.rays(self.bank, index, distance, self.args.tolerance)
         if self.pilots:
@@ -200,4 +205,5 @@ class Measure:
         found = [self.solve(x[:n], s[:n], keys[:n], self.budgets)] if n else []
         found += [self.start(x[n:], s[n:], keys[n:], self.budgets)[0]] if n < len(x) else []
         shape = len(x), self.K, len(self.budgets)
-        return {"distances": torch.cat([f.curve for f in found]).view(shape), "asked": torch.cat([f.spent for f in found]).int().view(shape)}
+        distance, asked = torch.cat([f.curve for f in found]), torch.cat([f.spent for f in found]).int()
+        return {self.args.sr_mode: distance.view(shape), f"{self.args.sr_mode}_asked": asked.view(shape)}

@@ -110,7 +110,8 @@ def rows_of(table, cells, pair, against):
             row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
         if results:
             row["minutes"] = mean([v / 60 for v in got["seconds"]])
-        value = paper.get((dataset, teacher, student, papers.get(name, name)))
+        method = papers.get(name, name)
+        value = paper.get((dataset, teacher, student, method), paper.get((dataset, teacher, "", method)))  # some sources name no student
         if value is not None:
             row["paper"] = f"{value:.2f}"
             if row["accuracy"] != "-":

@@ -62,7 +62,7 @@ class Run:
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
         self.device, self.stopping, self.done, self.purchases, self.printed, self.laps = device_of(args), None, 0, 0, 0.0, []
-        self.handlers, self.spent, self.notes, self.given = {}, {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
+        self.handlers, self.spent, self.notes = {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -107,10 +107,11 @@ class Run:
                 raise UsageError(f"{path} is of another kind: {'; '.join(off)}; buy answers anew, without --transfer")
             self.record.sources[path] = identity(path)
             self.spend(given.about["counts"])
-            name, self.given = given.about["dataset"], given.about["options"] if "distances" in given.whole() else {}
+            name = given.about["dataset"]
             if not own:
                 own.columns = given.whole()
                 own.ends = [len(own.columns["answers"])]
+                own.made = given.made
             say(f"{path}: {own.ends[0]:,} answers bought before")
         if name != self.data.name:
             self.source = self.load(name)
@@ -232,7 +233,7 @@ class Run:
         return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
 
     def grow(self, make, name, size, stop):
-        """The first `stop` rows of the transfer set, with the column `name` and others that `make(rows)` gives for `size` rows at a time."""
+        """The first `stop` rows of the transfer set, with the columns, one of them `name`, that `make(rows)` gives for `size` rows."""
         t, a = self.record.transfer, self.args
         self.recount(t.about.get("own", {}))
         about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
@@ -242,7 +243,7 @@ class Run:
             if time.time() - said > 30:
                 say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
                 said = time.time()
-            t.save(about | {"own": self.teacher.state_dict(), "counts": self.total()})
+            t.save(about | {"made": t.made, "own": self.teacher.state_dict(), "counts": self.total()})
             if self.stopping:
                 self.leave()
         return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}

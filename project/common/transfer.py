@@ -5,8 +5,9 @@ Columns, a row an image:
   weight    (N,) weight * first + (1 - weight) * second
   images    (N, C, H, W) float32 as the net sees them, instead of index: a generator's
   answers   (N, K) float32, what BlackBox gives: logits up to a constant of each row, or the one-hot vector of a class
-  others    a row an image too, made of further queries: `distances` to decision boundaries and what they `asked`, (N, K, budgets)
-The metadata's one entry, `transfer`, is JSON: data set, response, teacher's identity, counts of queries, options.
+  others    a row an image too, made of further queries: distances to decision boundaries and what they took, (N, K, budgets)
+The metadata's one entry, `transfer`, is JSON: data set, response, teacher's identity, counts of queries, options; `made`: those options
+that each of the other columns was made with.
 """
 
 import json
@@ -28,7 +29,7 @@ class Transfer:
 
     def __init__(self, path):
         """The file's content, or an empty set where there is no file. UsageError where it is cut off or of another kind."""
-        self.path, self.columns, self.about, self.ends = path, {}, {}, []
+        self.path, self.columns, self.about, self.ends, self.made = path, {}, {}, [], {}
         if not path.exists():
             return
         try:
@@ -37,7 +38,7 @@ class Transfer:
                 self.about = json.loads((f.metadata() or {}).get("transfer", "{}"))
         except (SafetensorError, ValueError, OSError) as e:
             raise UsageError(f"{path} cannot be read as a transfer set ({e}); it is truncated or of another kind") from None
-        self.ends = holding(self.ABOUT, self.about, path)["ends"]
+        self.ends, self.made = holding(self.ABOUT, self.about, path)["ends"], self.about.get("made", {})
 
     def __len__(self):
         return self.ends[-1] if self.ends else 0
