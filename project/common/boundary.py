@@ -122,8 +122,8 @@ class Search:
         return points if self.bounds is None else points.clamp(*self.bounds)
 
     def able(self, p, cost):
-        """Those of the pairs p whose largest budget allows `cost` more queries."""
-        return p[self.count[p] + cost <= self.budgets[-1]]
+        """Which of the pairs p (n,) may be asked `cost` more queries, by the largest budget: (n,) bool."""
+        return self.count[p] + cost <= self.budgets[-1]
 
     def note(self):
         """Takes the distances known now into `curve`, where the queries so far are within the budget."""
@@ -151,16 +151,17 @@ class Search:
         A ray is bisected to `tolerance` of its length, and only where its point at the best distance so far hits; others cost that
         one query.
         """
-        bank = bank.flatten(1)
+        bank, steps = bank.flatten(1), halvings(tolerance)
         for q in range(index.shape[1]):
             p = (distance[:, q] < math.inf).nonzero()[:, 0]
+            p = p[self.able(p, 1 + steps)]
             reach = (self.r[p] / distance[p, q]).clamp_max(1)  # of the ray; its end is known to hit
             hit = torch.ones_like(p, dtype=torch.bool)
             if len(look := (reach < 1).nonzero()[:, 0]):
                 i = p[look]
                 hit[look] = self.hits(torch.lerp(self.x[self.image[i]], bank[index[i, q]], reach[look, None]), i)
             if len(p := p[hit]):
-                self.between(p, self.x[self.image[p]], bank[index[p, q]], reach[hit], halvings(tolerance))
+                self.between(p, self.x[self.image[p]], bank[index[p, q]], reach[hit], steps)
         self.note()
 
     def between(self, p, x, end, high, steps):
@@ -171,6 +172,8 @@ class Search:
     def guess(self, p, way, shares=(1.0,)):
         """Looks for hits nearer than the best so far at x + share * way (n, d) for each share, up to the first, and settles there."""
         for share in shares:
+            able = self.able(p, 1 + 2 * SETTLE)
+            p, way = p[able], way[able]
             z = self.clip(self.x[self.image[p]] + share * way)
             length = (z - self.x[self.image[p]]).norm(dim=1)
             hit = (length > 0) & (length <= self.r[p] * 1.00001)  # worth a query
@@ -190,7 +193,7 @@ class Search:
     def certify(self, tolerance=1e-3):
         """Halves the gaps larger than `tolerance`, so that each distance has a hit at it and a miss that little below."""
         p = ((self.gap > tolerance) & (self.r < math.inf)).nonzero()[:, 0]
-        p = self.able(p, halvings(tolerance))
+        p = p[self.able(p, halvings(tolerance))]
         if len(p):
             x, near, gap = self.x[self.image[p]], self.near[p], self.gap[p]
             low, high = torch.zeros_like(gap), gap  # shares of the way to the image: 0 hits, gap misses
@@ -262,7 +265,7 @@ class Search:
         ray = (self.near[p] - x) / self.r[p][:, None]
         going, shrink = torch.arange(len(p), device=p.device), torch.zeros_like(p, dtype=torch.bool)
         for trial in range(16):
-            going = going[torch.isin(p[going], self.able(p[going], COST + RESERVE))]
+            going = going[self.able(p[going], COST + RESERVE)]
             if not len(going):
                 break
             i = p[going]
@@ -293,7 +296,8 @@ class Search:
             self.number += 1
             open = (self.r > 0) & (self.r < math.inf)
             open = open if only is None else open & only
-            todo = [self.able((open & (level == i)).nonzero()[:, 0], k + COST + RESERVE) for i, k in enumerate(counts)]
+            every = torch.arange(len(level), device=level.device)
+            todo = [(open & (level == i) & self.able(every, k + COST + RESERVE)).nonzero()[:, 0] for i, k in enumerate(counts)]
             if not any(map(len, todo)):
                 break
             for (step, basis), m, k, enough, live in zip(stages, sizes, counts, gains, todo, strict=True):
