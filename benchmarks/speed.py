@@ -41,7 +41,7 @@ import ML
 
 from common import datasets
 from common.blackbox import BlackBox
-from common.boundary import boundary_distances, nearest_of_class
+from common.boundary import Search, nearest_of_class
 from common.gan import Generator
 from common.losses import kl
 from common.models import build
@@ -208,8 +208,10 @@ def db3kd_labels(x, teacher, device, n=600):
     classes = label(bank)
     began, before = time.perf_counter(), teacher.counts["queries"]
     calls.clear()
-    index, distance = nearest_of_class(bank[:n], classes[:n], bank, classes, CLASSES, 8)
-    boundary_distances(bank[:n], classes[:n], bank, index, distance, label)
+    rays = [v.flatten(0, 1) for v in nearest_of_class(bank[:n], classes[:n], bank, classes, CLASSES, 8)]
+    search = Search(bank[:n], classes[:n], label, CLASSES)
+    search.start(bank, *rays)
+    search.rays(bank, *rays)
     asked, took = teacher.counts["queries"] - before, time.perf_counter() - began
     print(
         f"DB3KD labels of {n} images: {asked:,} queries in {len(calls)} calls, {asked / len(calls):,.0f} a call; {took:.1f} s", flush=True

@@ -5,10 +5,10 @@ Wang 2021, https://arxiv.org/abs/2106.03310
     python project/ZSDB3KD.py --dataset MNIST --img_size 28 --teacher LeNet5 --model LeNet5_half
     python project/ZSDB3KD.py ... --model LeNet5_fifth --tag fifth --transfer .../transfer.safetensors       other students, no query
 
-Differs: the released code stops at the pseudo samples; here the labels and the student follow. A step is kept only where the distance to
-the boundary grows, else halved (released: any that keeps the class). The direction goes on from the last one, for --step_queries
-(released: 5,000 from scratch), and boundary points met before bound the distance without a query. Classes that noise never
-hits are looked for in smooth noise and between samples (released: it never ends). --iterations 0: the noise itself, a baseline.
+Differs: the released code stops at the pseudo samples; here the labels and the student follow. The direction goes on from the nearest
+boundary points met so far, for --step_queries (released: 5,000 from scratch), and a step that turns back on the last is half as long.
+To keep a step only where the distance grows stays near the noise: 45 % instead of 59 to 65 % (MNIST, 200 samples, validation). Classes that
+noise never hits are looked for in smooth noise and mixes (released: it never ends). --iterations 0: the noise itself, a baseline.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from common.labels import MODES, WAVE, Labels, label_loss, labeller, labels, stages_of
-from common.pseudo import DRAWS, Samples, seeds, show
+from common.pseudo import DRAWS, TRIES, Samples, seeds, show
 from common.run import start
 from common.utils import cli, say
 
@@ -38,7 +38,7 @@ def main(argv=None):
     run = start(Args, argv)
     args, K, shape, label = run.args, run.data.classes, run.data.shape, labeller(run, "synthetic")
     stages, steps = stages_of(args, shape)[0], min(2, args.iterations) if args.dry_run else args.iterations
-    worst = 100 + (steps + 4) * (args.step_queries + 1)  # queries of a sample
+    worst = 100 + (steps + 4) * (args.step_queries + TRIES)  # queries of a sample
     wave = int(max(2 * K, WAVE[run.device.type] // worst))
     n = K * (2 if args.dry_run else args.samples)
     if args.query_budget and not args.transfer:

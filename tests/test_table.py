@@ -291,3 +291,62 @@ def test_the_edges_data_set_is_of_every_row(tiny, capsys):
         ("--private USPS" in line) == (script in ("KD", "DCGAN", "MEKD")) for line in lines for script in [line.split("/")[1].split(".")[0]]
     )
     assert any(line.startswith("python -u project/CE.py --dataset USPS") for line in lines)
+
+
+LABELS = """
+like = "db3kd-cpu"
+title = "Labels once"
+against = "MBD"
+dataset = "Digits"
+pairs = ["ResNet8 -> ResNet8", "ResNet8 -> ResNet14"]
+rows = [
+  { name = "MBD 120", script = "DB3KD", options = { sr_mode = "mbd", at = 120, tag = "few" }, labels = "MBD" },
+  { name = "MBD", script = "DB3KD", options = { sr_mode = "mbd", tag = "all" }, labels = "MBD" },
+]
+[options]
+lamda = 0.02
+epochs = 1
+[scripts.teacher]
+lamda = 1.0
+epochs = 3
+[scripts.DB3KD]
+budgets = "120,200"
+"""
+
+
+def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys):
+    (tmp_path / "labels.toml").write_text(LABELS)
+    flags = [str(tmp_path / "labels.toml"), "--checkpoints_dir", str(tmp_path / "c"), "--logs_dir", str(tmp_path / "l"), "--seeds", "1"]
+    table.main([*flags, "--dry_run"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "DB3KD" in line]
+    makers = [line for line in lines if "--transfer" not in line]
+    assert len(lines) == 4 and len(makers) == 1 and "--model ResNet8" in makers[0] and "--tag all" in makers[0]
+    table.main([*flags, "--jobs", "2"])
+    results = {tuple(p.parts[-3:-1]): report_of(p) for p in (tmp_path / "c/DB3KD").rglob("result.json")}
+    own = {k[0]: r["own"]["queries"] for k, r in results.items()}
+    assert sum(v > 0 for v in own.values()) == 1 and own["ResNet8_to_ResNet8-hard-all"] > 0
+    total = {k[0]: r["queries"] for k, r in results.items()}
+    assert total["ResNet8_to_ResNet14-hard-few"] == total["ResNet8_to_ResNet8-hard-few"] < total["ResNet8_to_ResNet14-hard-all"]
+
+
+def report_of(path):
+    import json
+
+    return json.loads(path.read_text())
+
+
+def test_labels_of_an_unknown_row_are_one_line(tmp_path):
+    (tmp_path / "labels.toml").write_text(LABELS.replace('labels = "MBD" },\n]', 'labels = "BD" },\n]'))
+    with pytest.raises(UsageError, match="row 'MBD' wants the labels of 'BD', which is no row's name"):
+        table.main([str(tmp_path / "labels.toml"), "--dry_run"])
+
+
+def test_a_paper_that_names_no_student_is_compared_too(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(
+        report, "published", lambda paper: {("Digits", "ResNet8", "", "KD"): 90.0, ("Digits", "ResNet8", "ResNet8", "CE"): 80.0}
+    )
+    filled(tiny, CE=[80, 81], KD=[95, 96])
+    out = capsys.readouterr().out
+    table.main([*tiny(), "--show"])
+    out = capsys.readouterr().out
+    assert "| 90.00 |" in out and "+5.50" in out and "| 80.00 |" in out

@@ -281,12 +281,12 @@ class Search:
         fine = p[self.step[p] < 1e-4]
         self.step[fine], self.reach[fine] = 0.2, (self.reach[fine] / 10).clamp_min(1e-4)
 
-    def minimise(self, stages, seed=0, queries=0, only=None):
+    def minimise(self, stages, seed=0, queries=0):
         """MBD: iterations on the boundary, until the largest of the budgets is spent or the last stage gains nothing more.
 
         stages: (step, basis) in turn; step: a name of STEPS; basis: orthonormal rows (m, d), in whose span directions are drawn, or
         None for all pixels. A pair goes on to the next when two iterations have gained too little. queries: of a slope; 0: the
-        number that is best for a flat boundary. only: (P,) bool, the pairs to go on with.
+        number that is best for a flat boundary.
         """
         level = torch.zeros_like(self.count)
         past = torch.full((2, len(self.r)), math.inf).to(self.r)
@@ -295,7 +295,6 @@ class Search:
         while True:
             self.number += 1
             open = (self.r > 0) & (self.r < math.inf)
-            open = open if only is None else open & only
             every = torch.arange(len(level), device=level.device)
             todo = [(open & (level == i) & self.able(every, k + COST + RESERVE)).nonzero()[:, 0] for i, k in enumerate(counts)]
             if not any(map(len, todo)):

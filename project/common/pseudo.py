@@ -8,6 +8,7 @@ from .utils import RunError, atomic, say
 
 SIZE, ROUNDS = 1024, 100  # images that are asked about at a time to find some of each class, and how often at most
 DRAWS = SIZE * ROUNDS
+TURNED, TRIES = -0.5, 5  # cosine of two steps below which the second turns back; lengths of a step that are tried, halved each time
 
 
 def noise(n, shape, g):
@@ -63,47 +64,52 @@ def seeds(label, K, n, shape, g):
 
 
 class Samples:
-    """Images x (N, ...) of classes s (N,), and for each the nearest point `near` (N, d) known to be of another class, at r (N,)."""
+    """Images x (N, d) of classes s (N,), and for each the nearest point `near` (N, d) known to be of another class, at r (N,).
+
+    label(x): the teacher's classes of images; keys (N,): the samples' numbers; stages: those of Search.minimise; args: candidates,
+    lbd_step, step_queries and seed, options of ZSDB3KD.py.
+    """
 
     def __init__(self, x, s, label, keys, stages, args):
-        x = x.contiguous()
         self.shape, self.s, self.label, self.keys, self.stages, self.args = x.shape[1:], s, label, keys * 100_003, stages, args
         rays = others(*nearest_of_class(x, s, x, s, int(s.max()) + 1, args.candidates))
-        search = Search(x, s, label, 0, self.keys, [4 * args.step_queries])
-        search.start(x, *rays)
-        search.rays(x, *rays)
-        search.minimise(stages, args.seed)
-        self.x, self.near, self.r = x.flatten(1), search.near, search.r
-        self.step, self.known = torch.full_like(search.r, args.lbd_step), search.near[:, None]
+        search = self.search(x, 4 * args.step_queries, 0, x, *rays)
+        self.x, self.near, self.r, self.known = x.flatten(1), search.near, search.r, search.near[:, None]
+        self.step, self.away = torch.full_like(self.r, args.lbd_step), torch.zeros_like(self.x)
+
+    def search(self, x, budget, number, bank, index, distance, ahead=None):
+        """The nearest point of another class to each x, from images of other classes and what lies `ahead` (N, d) on."""
+        search = Search(x.view(-1, *self.shape), self.s, self.label, 0, self.keys + number, [budget])
+        search.start(bank, index, distance)
+        if ahead is not None:
+            search.guess(torch.arange(len(x), device=x.device), ahead)
+        search.rays(bank, index, distance)
+        search.minimise(self.stages, self.args.seed)
+        return search
 
     def move(self, number):
-        """One step away from the boundary for each, kept where the distance grows, else halved. Returns how many were kept."""
-        args, away = self.args, (self.x - self.near) / self.r[:, None]
-        x = (self.x + self.step[:, None] * away).clamp(0, 1)
-        bound, index = (self.known - x[:, None]).norm(dim=2).sort(1)  # no query: points of other classes are known
-        kept = (bound[:, 0] > self.r) & (self.step > 1e-3 * args.lbd_step)
-        if len(p := kept.nonzero()[:, 0]):
-            same = self.label(x[p].view(-1, *self.shape)) == self.s[p]
-            self.know(p[~same], x[p[~same]])
-            kept[p] = same
-        if len(p := kept.nonzero()[:, 0]):
-            search = Search(x[p].view(-1, *self.shape), self.s[p], self.label, 0, self.keys[p] + number, [args.step_queries])
-            rows, nearest = torch.arange(len(p), device=x.device)[:, None] * self.known.shape[1] + index[p, :1], bound[p, :1]
-            search.start(self.known[p].flatten(0, 1), rows, nearest)
-            search.guess(torch.arange(len(p), device=x.device), away[p] * self.r[p, None])  # what lies ahead
-            search.rays(self.known[p].flatten(0, 1), rows, nearest)
-            search.minimise(self.stages, args.seed, only=search.r > self.r[p])
-            kept[p] = better = search.r > self.r[p]
-            self.know(p, search.near)
-            self.x[p[better]], self.near[p[better]], self.r[p[better]] = x[p[better]], search.near[better], search.r[better]
-        to_known = (self.known - self.x[:, None]).norm(dim=2).min(1)  # a step refused may have met a nearer boundary
-        self.near = self.known[torch.arange(len(self.x), device=x.device), to_known.indices]
-        self.r = to_known.values
-        self.step = torch.where(kept, self.step, self.step / 2)
-        return int(kept.sum())
+        """One step away from the nearest boundary, as long as keeps the class; where it would turn back on the last one, half as long."""
+        away = (self.x - self.near) / self.r[:, None]
+        self.step = torch.where((away * self.away).sum(1) < TURNED, self.step / 2, self.step)
+        self.away, x, step, left = away, self.x.clone(), self.step.clone(), torch.arange(len(away), device=away.device)
+        for _ in range(TRIES):
+            z = (self.x[left] + step[left, None] * away[left]).clamp(0, 1)
+            same = self.label(z.view(-1, *self.shape)) == self.s[left]
+            x[left[same]] = z[same]
+            self.know(left[~same], z[~same])
+            left = left[~same]
+            step[left] /= 2
+            if not len(left):
+                break
+        self.x = x
+        distance, index = (self.known - x[:, None]).norm(dim=2).min(1, keepdim=True)
+        rows = torch.arange(len(x), device=x.device)[:, None] * self.known.shape[1] + index
+        search = self.search(x, self.args.step_queries, number, self.known.flatten(0, 1), rows, distance, away * self.r[:, None])
+        self.know(torch.arange(len(x), device=x.device), search.near)
+        self.near, self.r = search.near, search.r
 
     def know(self, p, near):
-        """Keeps points of other classes, the latest eight of each sample."""
+        """Keeps points of other classes (n, d), met by the samples p; the latest eight of each, none of which costs a query again."""
         if len(p):
             self.known = torch.cat([self.known, self.near[:, None]], 1)
             self.known[p, -1] = near
