@@ -42,7 +42,7 @@ def main(argv=None):
     wave = int(max(2 * K, WAVE[run.device.type] // worst))
     n = K * (2 if args.dry_run else args.samples)
     if args.query_budget and not args.transfer:
-        n = min(n, int(max(0, run.teacher.left - DRAWS * (n // wave + 1)) // worst) // K * K)
+        n = min(n, int(max(0, run.teacher.left - DRAWS) // worst) // K * K)
         run.teacher.afford(0 if n else DRAWS + 2 * K * worst)
 
     def evolve(rows):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.boundary import STEPS, Search, best_number, bisect, directions, gallop, nearest_of_class, others, signs, soft_labels
+from common.boundary import GAP, STEPS, Search, best_number, bisect, directions, gallop, nearest_of_class, others, signs, soft_labels
 
 
 class Counted:
@@ -81,7 +81,7 @@ def test_centroids_of_a_simplex_are_equally_far():
     c = torch.eye(10, dtype=torch.double)
     d, _, _, _ = measure(centroids(c), c[:1], c, 10)
     assert d[0, 1:].tolist() == pytest.approx([1 / math.sqrt(2)] * 9, rel=1e-5)
-    t = soft_labels(d, torch.tensor([0]), "none")
+    t = soft_labels(d, torch.tensor([0]), "inverse", "none")
     assert t[0, :2].tolist() == pytest.approx([12.7279, 1.41421], abs=1e-4)
     assert (t / 20).softmax(1)[0, :2].tolist() == pytest.approx([0.163620, 0.0929312], abs=1e-6)
 
@@ -90,7 +90,7 @@ def test_a_ray_through_another_class_counts_for_its_own_end():
     """Centroids 0, 1, 2 on a line: class 2 begins at 1.5; a ray to 3 is class 2 and not 1."""
     d, _, _, _ = measure(centroids(points([0], [1], [2])), points([0]), points([1], [3]), 3)
     assert d[0, 1:].tolist() == pytest.approx([0.5, 1.5], rel=1e-5)
-    t = soft_labels(d, torch.tensor([0]), "none")
+    t = soft_labels(d, torch.tensor([0]), "inverse", "none")
     assert t[0].tolist() == pytest.approx([2.66667, 2, 0.666667], abs=1e-4)
     assert (t / 20).softmax(1)[0].tolist() == pytest.approx([0.348183, 0.336768, 0.315049], abs=1e-5)
 
@@ -110,7 +110,8 @@ def test_what_cannot_be_reached_is_infinite_and_gives_finite_labels():
     label = centroids(points([0], [1]))
     d, asked, _, _ = measure(label, points([0]), points([0], [0.1]), 3)  # the image itself, and one of its own class
     assert (d == math.inf).all() and asked.sum() == 0
-    assert torch.equal(soft_labels(d, torch.tensor([0])), torch.zeros(1, 3))
+    assert torch.equal(soft_labels(d, torch.tensor([0]), "inverse"), torch.zeros(1, 3))
+    assert torch.equal(soft_labels(d, torch.tensor([0])), torch.tensor([[0.0, -GAP, -GAP]]).double())
 
 
 def random_case(n=40, bank=60, K=4, dim=6):
@@ -185,13 +186,28 @@ def test_random_candidates_are_shared_and_of_the_class():
 
 def test_soft_labels_worked_example_and_scale():
     d = torch.tensor([[math.inf, 1, 2, 4.0]])
-    t = soft_labels(d, torch.tensor([0]), "none")
+    t = soft_labels(d, torch.tensor([0]), "inverse", "none")
     assert t[0].tolist() == pytest.approx([1.75, 1, 0.5, 0.25])
     assert (t / 20).softmax(1)[0].tolist() == pytest.approx([0.261073, 0.251464, 0.245255, 0.242208], abs=1e-6)
     assert t.softmax(1)[0].tolist() == pytest.approx([0.504540, 0.238328, 0.144553, 0.112578], abs=1e-6)
-    assert torch.allclose(soft_labels(d, torch.tensor([0])), soft_labels(7 * d, torch.tensor([0])))  # by the median
-    tiny = soft_labels(torch.tensor([[math.inf, 1e-9, 1, 1.0]]), torch.tensor([0]))
+    assert torch.allclose(soft_labels(d, torch.tensor([0]), "inverse"), soft_labels(7 * d, torch.tensor([0]), "inverse"))  # by the median
+    tiny = soft_labels(torch.tensor([[math.inf, 1e-9, 1, 1.0]]), torch.tensor([0]), "inverse")
     assert tiny.max() <= 1002 and torch.isfinite(tiny).all()
+
+
+def test_linear_labels_are_the_logits_of_a_linear_teacher():
+    """Where the teacher is linear and its classes are equally steep from each other, distances give its logits up to one factor."""
+    w = torch.eye(4, dtype=torch.double)
+    x = torch.tensor([[0.9, 0.5, 0.2, 0.1], [0.1, 0.3, 0.2, 0.8]], dtype=torch.double)
+    z, s = x @ w.T, torch.tensor([0, 3])
+    d = (z.gather(1, s[:, None]) - z) / math.sqrt(2)  # to the plane between two classes
+    d[torch.arange(2), s] = math.inf
+    t = soft_labels(d, s)
+    gap = z - z.gather(1, s[:, None])
+    assert torch.allclose(t / t[0, 2], gap / gap[0, 2]) and torch.equal(t.argmax(1), s)
+    assert torch.allclose(t, soft_labels(7 * d, s)) and t[d == d[d < math.inf].median()].item() == pytest.approx(-GAP)
+    far = soft_labels(torch.tensor([[math.inf, 1.0, 2.0, math.inf]]), torch.tensor([0]), scale="none")
+    assert far[0].tolist() == [0, -GAP, -2 * GAP, -2 * GAP]  # class 3 is as far as the farthest that was reached
 
 
 # ---- MBD against closed forms
@@ -303,7 +319,11 @@ def test_a_wrong_source_ends_and_is_flagged():
     s.start(points([8, 9]), index, distance)
     s.rays(points([8, 9]), index, distance)
     s.minimise([("arc", None)])
-    assert s.gap[1] == 1 and s.count.max() <= 500 and torch.isfinite(soft_labels(s.r[None], torch.tensor([0]))).all()
+    assert (
+        s.gap[1] == 1
+        and s.count.max() <= 500
+        and all(torch.isfinite(soft_labels(s.r[None], torch.tensor([0]), form)).all() for form in ("linear", "inverse"))
+    )
 
 
 @pytest.mark.parametrize("d, K, T, phi, law", [(784, 172, 20, 1.2, 0.063), (196, 86, 12, 1.2, 0.045), (100, 50, 10, 1.0, 0.044)])

@@ -12,6 +12,7 @@ import torch
 ARC, SETTLE = 7, 5  # queries of an iteration's two searches along a line
 COST, RESERVE = 2 * ARC + SETTLE, 10  # at most so many an iteration takes beside the slope's; kept back to certify a distance
 REACH = 0.05  # of the points that tell a boundary's slope, as a share of the distance; 0.01 to 0.1 do as well
+GAP = 10.0  # in logits between an image's own class and one at the median distance; 10 and 20 do the same
 STALLED = 0.01  # the gain of two iterations below which a pair goes on to the next stage; a tenth of it ends the last
 
 
@@ -328,14 +329,22 @@ def others(index, distance):
     return index.flatten(1).gather(1, order), distance
 
 
-def soft_labels(distance, s, scale="median", floor=1e-3):
-    """Logits (N, K) from distances (N, K): 1 / d for other classes, their sum for the own class s (N,); 0 where d is infinite.
+def soft_labels(distance, s, form="linear", scale="median", floor=1e-3):
+    """Logits (N, K) from distances (N, K) to other classes than the own s (N,); infinite ones are of classes that cannot be reached.
 
-    scale: distances are divided by their `median`, or by `none`. floor: the smallest distance, as a share of the median, that is told
-    apart, so that one tiny distance does not drown all others.
+    form: `linear`: 0 for the own class, -GAP d for others, since to first order a teacher's logits differ by its slope times the
+    distance; what cannot be reached is as far as the farthest that can. `inverse`: 1 / d for others and their sum for the own class
+    (the paper), 0 where d is infinite; floor: the smallest distance told apart, as a share of the median, so that a tiny one does not
+    drown all others. scale: distances are divided by their `median`, or by `none`.
     """
-    known = distance[distance < math.inf]
-    median = known.median().clamp_min(1e-6) if len(known) else torch.ones((), device=distance.device)
-    near = 1 / (distance.clamp_min(floor * median) / (median if scale == "median" else 1))
-    near[torch.arange(len(s), device=s.device), s] = 0
+    reached, own = distance < math.inf, (torch.arange(len(s), device=s.device), s)
+    known = distance[reached] if reached.any() else torch.ones(1, dtype=distance.dtype, device=distance.device)
+    median = known.median().clamp_min(1e-6)
+    unit = median if scale == "median" else 1
+    if form == "linear":
+        logits = -GAP * distance.clamp_max(known.max()) / unit
+        logits[own] = 0
+        return logits
+    near = unit / distance.clamp_min(floor * median)
+    near[own] = 0
     return near.scatter(1, s[:, None], near.sum(1, keepdim=True))

@@ -21,7 +21,7 @@ PILOT_BUDGET = 2000  # queries for each pair of a pilot image and a class
 NEIGHBOURS = 5  # directions of pilots that are tried
 SHARES = (1.0, 1.3, 1.7, 2.2, 3.0)  # of the way to our own student's boundary, at which the teacher's is looked for
 WAVE = {"cpu": 1e6, "cuda": 5e7}  # queries after which what was bought is saved
-MODES = Literal["bd", "sd", "mbd", "surrogate", "noise"]
+MODES = Literal["bd", "sd", "mbd", "surrogate", "even", "noise"]
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Labels(Buys):
     algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # mbd: how the boundary is followed; signopt is the paper's
     basis: str = "dct"  # mbd: directions are drawn in k x k cosines or all pixels, in turn: dct:7+full; with starts: surrogate+bank+dct
     pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
+    form: Literal["linear", "inverse"] = "linear"  # logits fall with the distance, or are its inverse (the paper)
     scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits
     t: float = 20.0  # temperature, in (0, 1000]
     w_kl: float = 1.28  # weight of the KL term, in [0, 1000000]
@@ -57,6 +58,8 @@ def labels(run, bought):
     """Logits (N, K) for the rows of `bought`, what `run.buy` gave, as --sr_mode says; distances are bought where they are not there."""
     args, s, K = run.args, bought["answers"].argmax(1), run.data.classes
     budgets, at = budgets_of(args)
+    if args.sr_mode == "even":  # all other classes alike: label smoothing
+        return soft_labels(torch.ones(len(s), K, device=run.device), s, args.form)
     if args.sr_mode == "noise":
         return torch.randn(len(s), K, generator=torch.Generator().manual_seed(args.seed)).to(run.device)
     if args.sr_mode == "surrogate":
@@ -75,7 +78,7 @@ def labels(run, bought):
         spent = bought[f"{mode}_asked"].sum((0, 1))
         saved, kind = int(spent[at] - spent[-1]), "synthetic" if "images" in bought else "mixed"
         run.spend({"queries": saved, kind: saved, "bytes": saved * 4 * math.prod(run.data.shape)})
-    return soft_labels(bought[mode][:, :, at], s, args.scale)
+    return soft_labels(bought[mode][:, :, at], s, args.form, args.scale)
 
 
 def budgets_of(args):
