@@ -5,12 +5,13 @@ Wang 2021, https://arxiv.org/abs/2106.03310
     python project/DB3KD.py --dataset MNIST --img_size 28 --teacher LeNet5 --model LeNet5_half --sr_mode mbd --budgets 300,1000
     python project/DB3KD.py ... --model LeNet5_fifth --sr_mode mbd --budgets 300,1000 --at 300 --transfer .../transfer.safetensors
 
-Differs: an image's own class is the teacher's answer, not the data set's label, also in the cross-entropy. Rays go to the 8 nearest
-images that the teacher itself calls by the other class (paper: 200 random ones by their labels: --pick random --candidates 200).
-The boundary is followed on arcs, in slow cosines first (paper: --algorithm signopt --basis full), and a budget is each pair's own.
-Distances are divided by their median (--scale none: they are not), so that the temperature means the same on every data set. The KL term
-is a mean over the batch with t^2 and the weight 1.28, which equals the released sum at batch 512. With --query_budget, classes come
-first; what is left finds distances, image by image, and the others keep the distance to the nearest image (sd).
+Differs: logits fall in proportion to the distance, as a teacher's do to first order. The paper's are its inverse (--form inverse --scale
+none), which here does no better than label smoothing (--sr_mode even; README). Distances are divided by their median, so that the
+temperature means the same on every data set. An image's own class is the teacher's answer, not the data set's label, also in the
+cross-entropy. Rays go to the 8 nearest images that the teacher itself calls by the other class (paper: 200 random ones by their labels:
+--pick random --candidates 200). The boundary is followed on arcs, in slow cosines first (paper: --algorithm signopt --basis full), and a
+budget is each pair's own. The KL term is a mean over the batch with t^2 and the weight 1.28, which equals the released sum at batch
+512. With --query_budget, classes come first; what is left finds distances, image by image, and the others keep that of sd.
 """
 
 from dataclasses import dataclass

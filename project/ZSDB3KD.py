@@ -26,7 +26,7 @@ EVERY = 5  # steps from one snapshot to the next
 
 @dataclass
 class Args(Labels):
-    sr_mode: MODES = "mbd"  # soft labels of the pseudo samples: mbd, bd or sd as in DB3KD.py; or baselines: surrogate, noise
+    sr_mode: MODES = "mbd"  # soft labels of the pseudo samples, as in DB3KD.py
     budgets: str = "300"  # mbd: queries for each pair of a sample and a class, one number or several: 300,1000
     samples: int = 3000  # pseudo samples of each class, in [2, 10000000]
     iterations: int = 40  # steps away from the boundary, in [0, 100000]

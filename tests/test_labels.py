@@ -251,3 +251,14 @@ def test_robustness_of_any_model(script, capsys):
     before = sorted(script.home.rglob("*"))
     script("robustness", dry_run=True, overwrite=True)
     assert sorted(script.home.rglob("*")) == before
+
+
+def test_a_surrogate_learns_the_teachers_classes_even_from_few_images():
+    from common.models import build
+    from common.priors import learn
+
+    torch.manual_seed(0)
+    x = torch.rand(40, 1, 8, 8)
+    y = (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
+    net = learn(build("ResNet8", 2, (1, 8, 8)), x, y, steps=120)
+    assert not net.training and (net(x).argmax(1) == y).all()

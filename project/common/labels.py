@@ -33,14 +33,14 @@ class Labels(Buys):
     MADE_BY: ClassVar = {"sd": (), "bd": OF_RAYS, "mbd": (*OF_RAYS, "budgets", "algorithm", "basis", "pilots")}
 
     response: str = "hard"  # what the teacher answers; more than a class is not looked at
-    sr_mode: MODES = "bd"  # distance to the boundary on rays (bd), the nearest image (sd), the nearest boundary (mbd); or baselines
+    sr_mode: MODES = "bd"  # distance to the boundary on rays (bd), at its nearest (mbd), to the nearest image (sd); or a baseline
     candidates: int = 8  # images of each other class, the rays' ends, in [1, 100000]
     pick: Literal["nearest", "random"] = "nearest"  # which they are
     tolerance: float = 1e-3  # of a ray's length, to which the boundary is found, in [1e-6, 0.5]
     budgets: str = "1000"  # mbd: queries for each pair of an image and a class, one number or several: 1000,2000,4000
     at: int = 0  # mbd: the budget whose labels are learned, 0 for the largest, in [0, 1000000000]
     algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # mbd: how the boundary is followed; signopt is the paper's
-    basis: str = "dct"  # mbd: directions are drawn in k x k cosines or all pixels, in turn: dct:7+full; with starts: surrogate+bank+dct
+    basis: str = "surrogate+dct"  # mbd: starts: surrogate, bank; directions: dct:k, full, in turn; dct: dct:side/4+dct:side/2+full
     pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
     form: Literal["linear", "inverse"] = "linear"  # logits fall with the distance, or are its inverse (the paper)
     scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits

@@ -16,10 +16,10 @@ def dct(k, shape):
     return torch.block_diag(*[torch.einsum("ah,bw->abhw", a, b).flatten(2).flatten(0, 1)] * c)
 
 
-def learn(net, x, y, epochs=8, batch_size=128, lr=1e-3):
-    """Trains `net` on images x (N, ...) and their classes y (N,), as the surrogate of the teacher that gave them."""
+def learn(net, x, y, epochs=8, steps=500, batch_size=128, lr=1e-3):
+    """Trains `net` on images x (N, ...) and their classes y (N,), as the surrogate of the teacher that gave them; `steps` at least."""
     adam = torch.optim.Adam(net.train().parameters(), lr)
-    for _ in range(epochs):
+    for _ in range(max(epochs, math.ceil(steps / math.ceil(len(x) / batch_size)))):
         for i in torch.randperm(len(x), device=x.device).split(batch_size):
             if len(i) > 1:  # batch norm cannot train on one
                 adam.zero_grad()
