@@ -37,7 +37,7 @@ class Args(Labels):
 def main(argv=None):
     run = start(Args, argv)
     args, K, shape, label = run.args, run.data.classes, run.data.shape, labeller(run, "synthetic")
-    stages, steps = stages_of(args, shape)[0], min(2, args.iterations) if args.dry_run else args.iterations
+    (stages, _), steps = stages_of(args, shape, run.device), min(2, args.iterations) if args.dry_run else args.iterations
     worst = 100 + (steps + 4) * (args.step_queries + TRIES)  # queries of a sample
     wave = int(max(2 * K, WAVE[run.device.type] // worst))
     n = K * (2 if args.dry_run else args.samples)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from common.boundary import Search, nearest_of_class, others
-from common.labels import labeller, stages_of
+from common.labels import labeller, stages_of, words_of
 from common.measures import histograms
 from common.options import Asks
 from common.run import start
@@ -31,11 +31,14 @@ class Args(Asks):
     algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # how the boundary is followed
     basis: str = "dct"  # directions are drawn in k x k cosines or all pixels, in turn: dct:7+dct:14+full; dct: side/4, side/2, full
 
+    def validate(self):
+        words_of(self)
+
 
 def main(argv=None):
     run = start(Args, argv)
     args, K, label = run.args, run.data.classes, labeller(run, "synthetic")
-    stages = [(step, basis if basis is None else basis.to(run.device)) for step, basis in stages_of(args, run.data.shape)[0]]
+    stages, _ = stages_of(args, run.data.shape, run.device)
 
     def pixels(images, n):
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:n]

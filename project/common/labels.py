@@ -48,6 +48,10 @@ class Labels(Buys):
     w_kl: float = 1.28  # weight of the KL term, in [0, 1000000]
     w_ce: float = 1.0  # weight of the cross-entropy on the teacher's classes, in [0, 1000000]
 
+    def validate(self):
+        budgets_of(self)
+        words_of(self)
+
 
 def label_loss(args, s, t, logits):
     """Terms of the student's logits s (B, K): KL to the soft labels, cross-entropy on the teacher's classes t, one-hot (B, K)."""
@@ -98,20 +102,26 @@ def budgets_of(args):
     return budgets, budgets.index(args.at or budgets[-1])
 
 
-def stages_of(args, shape):
-    """(the stages of Search.minimise, the set of priors) that --algorithm and --basis name, for images (C, H, W)."""
-    words, side = args.basis.lower().split("+"), shape[-1]
+def words_of(args):
+    """(the search's bases, in turn, and the set of priors) that --basis names."""
+    words = args.basis.lower().split("+")
     priors = {"surrogate", "bank"}.intersection(words)
     words = [w for w in words if w not in priors] or ["dct"]
-    if "dct" in words:
-        at = words.index("dct")
-        words[at : at + 1] = [f"dct:{max(2, side // 4)}", f"dct:{max(2, side // 2)}", "full"]
     for word in words:
         kind, _, k = word.partition(":")
-        if word != "full" and not (kind == "dct" and k.isdigit() and 2 <= int(k) <= side):
-            what = f"full, dct:k (k from 2 to {side}), dct, surrogate, bank, joined by + as in dct:7+full or surrogate+dct"
-            raise UsageError(f"--basis {args.basis}: {word!r} is none of {what}")
-    stages = [(args.algorithm, dct(int(w[4:]), shape) if w != "full" else None) for w in words]
+        if word not in ("dct", "full") and not (kind == "dct" and k.isdigit() and int(k) > 1):
+            there = "full, dct:k (k from 2 on), dct, surrogate, bank, joined by + as in dct:7+full or surrogate+dct"
+            raise UsageError(f"--basis {args.basis}: {word!r} is none of {there}")
+    return words, priors
+
+
+def stages_of(args, shape, device):
+    """(the stages of Search.minimise, the set of priors) that --algorithm and --basis name, for images (C, H, W)."""
+    words, priors = words_of(args)
+    if "dct" in words:
+        at, side = words.index("dct"), shape[-1]
+        words[at : at + 1] = [f"dct:{max(2, side // 4)}", f"dct:{max(2, side // 2)}", "full"]
+    stages = [(args.algorithm, dct(int(w[4:]), shape).to(device) if w != "full" else None) for w in words]
     return stages + [("hsja", None)] * (args.algorithm == "arc"), priors
 
 
@@ -131,15 +141,11 @@ def labeller(run, kind):
 
 
 def surrogate(run, bought):
-    """A net of the student's kind that has learned the teacher's classes of the bought images; made once."""
-
-    def make():
-        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-            torch.manual_seed(run.args.seed)
-            return learn(run.net(run.args.model), pixels(run, bought) * 2 - 1, bought["answers"].argmax(1)).state_dict()
-
-    net = run.net(run.args.model)
-    net.load_state_dict(run.keep("surrogate", make))
+    """A net of the student's kind that has learned the teacher's classes of the bought images; made once, apart from the run's numbers."""
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(run.args.seed)
+        net, s = run.net(run.args.model), bought["answers"].argmax(1)
+        net.load_state_dict(run.keep("surrogate", lambda: learn(net, pixels(run, bought) * 2 - 1, s).state_dict()))
     return net.eval().requires_grad_(False)
 
 
@@ -152,8 +158,7 @@ class Measure:
         self.label = labeller(run, "synthetic" if "images" in bought else "mixed")  # mixed: points between private images
         self.worst = budgets[-1] * (self.K - 1)  # queries of an image
         self.wave = int(max(1, min(1000, WAVE[run.device.type] // self.worst)))
-        self.stages, priors = stages_of(run.args, run.data.shape)
-        self.stages = [(step, basis if basis is None else basis.to(run.device)) for step, basis in self.stages]
+        self.stages, priors = stages_of(run.args, run.data.shape, run.device)
         mbd = run.args.sr_mode == "mbd"
         self.surrogate = surrogate(run, bought) if mbd and "surrogate" in priors else None
         self.pilots = None

@@ -47,6 +47,9 @@ class Base:
     overwrite: bool = False  # start anew where this run has been before
     dry_run: bool = False  # one epoch of two steps, nothing kept
 
+    def validate(self):
+        """UsageError for options that do not go together, before anything is read or bought."""
+
     # what may differ when a run is taken up
     FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}
 
@@ -125,6 +128,7 @@ def parse(cls, argv=None, script="script", epilog=""):
     for name, text in texts.items():
         if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):
             check(name, getattr(args, name), *bounds.groups())
+    args.validate()
     return args
 
 
