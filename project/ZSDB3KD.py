@@ -39,20 +39,20 @@ def main(argv=None):
     args, K, shape, label = run.args, run.data.classes, run.data.shape, labeller(run, "synthetic")
     (stages, _), steps = stages_of(args, shape, run.device), min(2, args.iterations) if args.dry_run else args.iterations
     worst = 100 + (steps + 4) * (args.step_queries + TRIES)  # queries of a sample
-    wave = int(max(2 * K, WAVE[run.device.type] // worst))
+    wave = int(max(2 * K, WAVE.get(run.device.type, 1e6) // worst))
     n = K * (2 if args.dry_run else args.samples)
     if args.query_budget and not args.transfer:
         n = min(n, int(max(0, run.teacher.left - DRAWS) // worst) // K * K)
         run.teacher.afford(0 if n else DRAWS + 2 * K * worst)
 
     def evolve(rows):
-        x, s = seeds(label, K, len(rows["row"]), shape, torch.Generator().manual_seed(args.seed * 1_000_003 + int(rows["row"][0])))
-        samples = Samples(x.to(run.device), s.to(run.device), label, rows["row"].to(run.device), stages, args)
-        seen = [samples.x]
-        margins = [samples.r]
-        for number in range(1, steps + 1):
-            samples.move(number)
-            if number % EVERY == 0 or number == steps:
+        g, number = torch.Generator().manual_seed(args.seed * 1_000_003 + int(rows["row"][0])), rows["row"].to(run.device)
+        x, s = (v.to(run.device) for v in seeds(lambda x: label(x.to(run.device)), K, len(number), shape, g))
+        samples = Samples(x, s, label, number, stages, args)
+        seen, margins = [samples.x], [samples.r]
+        for step in range(1, steps + 1):
+            samples.move(step)
+            if step % EVERY == 0 or step == steps:
                 seen, margins = [*seen, samples.x], [*margins, samples.r]
         images = (samples.x.view(-1, *shape) - run.data.mean) / run.data.std
         pictures = torch.stack(seen, 1).mul(255).round().to(torch.uint8).unflatten(2, shape)

@@ -157,7 +157,7 @@ class Measure:
         self.bank, self.classes = pixels(run, bought), bought["answers"].argmax(1)
         self.label = labeller(run, "synthetic" if "images" in bought else "mixed")  # mixed: points between private images
         self.worst = budgets[-1] * (self.K - 1)  # queries of an image
-        self.wave = int(max(1, min(1000, WAVE[run.device.type] // self.worst)))
+        self.wave = int(max(1, min(1000, WAVE.get(run.device.type, 1e6) // self.worst)))
         self.stages, priors = stages_of(run.args, run.data.shape, run.device)
         mbd = run.args.sr_mode == "mbd"
         self.surrogate = surrogate(run, bought) if mbd and "surrogate" in priors else None
@@ -197,7 +197,6 @@ class Measure:
         K, m = self.K, self.args.pilots
         rows = torch.cat([(self.classes == k).nonzero()[:m, 0] for k in range(K)])
         self.run.teacher.afford(len(rows) * (K - 1) * PILOT_BUDGET)
-        self.pilots = None
         search = self.solve(self.bank[rows], self.classes[rows], rows, [PILOT_BUDGET])
         say(f"{len(rows)} pilot images: {search.count.sum():,} queries, mean distance {search.r[search.r < math.inf].mean():.4g}")
         ray = ((search.near - search.x[search.image]) / search.r[:, None]).view(len(rows), K, -1)
