@@ -11,7 +11,7 @@ import table
 from conftest import ROOT
 
 from common import report
-from common.utils import UsageError, save_json
+from common.utils import UsageError, read_json, save_json
 
 TINY = """
 title = "Tiny & quick"
@@ -322,17 +322,11 @@ def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys):
     makers = [line for line in lines if "--transfer" not in line]
     assert len(lines) == 4 and len(makers) == 1 and "--model ResNet8" in makers[0] and "--tag all" in makers[0]
     table.main([*flags, "--jobs", "2"])
-    results = {tuple(p.parts[-3:-1]): report_of(p) for p in (tmp_path / "c/DB3KD").rglob("result.json")}
+    results = {tuple(p.parts[-3:-1]): read_json(p) for p in (tmp_path / "c/DB3KD").rglob("result.json")}
     own = {k[0]: r["own"]["queries"] for k, r in results.items()}
     assert sum(v > 0 for v in own.values()) == 1 and own["ResNet8_to_ResNet8-hard-all"] > 0
     total = {k[0]: r["queries"] for k, r in results.items()}
     assert total["ResNet8_to_ResNet14-hard-few"] == total["ResNet8_to_ResNet8-hard-few"] < total["ResNet8_to_ResNet14-hard-all"]
-
-
-def report_of(path):
-    import json
-
-    return json.loads(path.read_text())
 
 
 def test_labels_of_an_unknown_row_are_one_line(tmp_path):

@@ -197,13 +197,10 @@ class Search:
         p = p[self.able(p, halvings(tolerance))]
         if len(p):
             x, near, gap = self.x[self.image[p]], self.near[p], self.gap[p]
-            low, high = torch.zeros_like(gap), gap  # shares of the way to the image: 0 hits, gap misses
-            for _ in range(halvings(tolerance)):
-                middle = (low + high) / 2
-                inside = self.hits(torch.lerp(near, x, middle[:, None]), p)
-                low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-            self.near[p] = torch.lerp(near, x, low[:, None])
-            self.r[p], self.gap[p] = (self.near[p] - x).norm(dim=1), (high - low) / (1 - low)
+            low, high = 1 - gap, torch.ones_like(gap)  # shares of the ray's length: there it misses, here it hits
+            low, high = bisect(lambda u: torch.lerp(x, near, u[:, None]), low, high, lambda z: self.hits(z, p), halvings(tolerance))
+            self.near[p], self.gap[p] = torch.lerp(x, near, high[:, None]), 1 - low / high
+            self.r[p] = (self.near[p] - x).norm(dim=1)
         self.note()
 
     # ---- along the boundary
@@ -293,10 +290,10 @@ class Search:
         past = torch.full((2, len(self.r)), math.inf).to(self.r)
         sizes = [self.near.shape[1] if basis is None else len(basis) for _, basis in stages]
         counts, gains = [queries or best_number(m) for m in sizes], [STALLED] * (len(stages) - 1) + [STALLED / 10]
+        every = torch.arange(len(level), device=level.device)
         while True:
             self.number += 1
             open = (self.r > 0) & (self.r < math.inf)
-            every = torch.arange(len(level), device=level.device)
             todo = [(open & (level == i) & self.able(every, k + COST + RESERVE)).nonzero()[:, 0] for i, k in enumerate(counts)]
             if not any(map(len, todo)):
                 break

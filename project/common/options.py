@@ -47,11 +47,11 @@ class Base:
     overwrite: bool = False  # start anew where this run has been before
     dry_run: bool = False  # one epoch of two steps, nothing kept
 
-    def validate(self):
-        """UsageError for options that do not go together, before anything is read or bought."""
-
     # what may differ when a run is taken up
     FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}
+
+    def validate(self):
+        """UsageError for options that do not go together, before anything is read or bought."""
 
 
 @dataclass

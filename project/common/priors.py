@@ -1,5 +1,5 @@
 """What is known of a boundary before the teacher is asked about it: images change slowly from pixel to pixel, our own student has
-learned from the answers, and other images' boundary points are there. None of it costs a query.
+learned from the answers, and other images' boundary points are there. Nothing here asks the teacher.
 """
 
 import math
