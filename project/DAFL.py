@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from common.datasets import Draw
 from common.gan import Generator
-from common.losses import kl
+from common.losses import balance, kl
 from common.options import Distill
 from common.run import start
 from common.utils import cli
@@ -27,6 +27,7 @@ from common.utils import cli
 @dataclass
 class Args(Distill):
     NEEDS: ClassVar = "inside"
+    DATA: ClassVar = False
 
     response: str = "inside"  # what the teacher answers; this method looks inside it
     batch_size: int = 512  # in [2, 1000000]
@@ -47,10 +48,9 @@ def main(argv=None):
     def loss(z):
         x = G(z)  # (B, C, H, W)
         t, feature = run.teacher.inside(x)  # (B, K), (B, F)
-        mean = t.softmax(1).mean(0)  # (K,)
         return {
             "sure": args.w_sure * F.cross_entropy(t, t.argmax(1)),
-            "even": args.w_even * torch.special.xlogy(mean, mean).sum(),
+            "even": args.w_even * balance(t),
             "act": -args.w_act * feature.abs().mean(),
             "kl": kl(run.student(x.detach()), t.detach()),
         }

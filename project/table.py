@@ -99,7 +99,7 @@ def plan(table, roots):
     def task(script, seed, nets, extra=(), needs=()):
         given = {"dataset": dataset} | nets | {"seed": seed} | options | scripts.get(script, {}) | dict(extra)
         given |= {k: v for k, v in roots.items() if v != k.removesuffix("_dir")}
-        args = parse(args_of(script), flags(**given), script)  # a wrong option is said before anything runs
+        args = parse(args_of(script), flags(**given), f"project/{script}.py")  # a wrong option is said before anything runs
         folder, logs = (place(roots[k], script, domain(args), who_of(args), seed) for k in ("checkpoints_dir", "logs_dir"))
         known = tasks.setdefault(folder, Task(script, given, args, folder, logs / "output.log", list(needs)))
         if off := differences(args, settings(known.args)):
@@ -218,7 +218,7 @@ def end(task, status):
 
 
 def main(argv=None):
-    parser = Parser(prog="table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="project/table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("table", help="a name in tables/, or a .toml file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1); with several GPUs they share them out")
     parser.add_argument("--seeds", type=int, default=0, help="run seeds 0 to N - 1 instead of the table's")

@@ -72,21 +72,29 @@ def test_draw_makes_anew():
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_crop_flip_equals_one_of_the_views_made_naively(flip):
-    torch.manual_seed(0)
-    x = torch.randint(1, 256, (40, 2, 5, 5), dtype=torch.uint8)
-    out, padded = crop_flip(x, 1, flip), F.pad(x, (1, 1, 1, 1))
-    views = [padded[:, :, i : i + 5, j : j + 5] for i in range(3) for j in range(3)]
+def test_each_view_equals_the_one_made_naively(flip):
+    x = torch.randint(1, 256, (2, 2, 5, 5), dtype=torch.uint8)
+    padded = F.pad(x, (1, 1, 1, 1))
+    views = [padded[:, :, i : i + 5, j : j + 5] for j in range(3) for i in range(3)]
     views += [v.flip(3) for v in views] if flip else []
-    hits = torch.stack([(out == v).flatten(1).all(1) for v in views])  # (views, B)
-    assert hits.any(0).all() and out.dtype == torch.uint8
-    assert hits.any(1).sum() >= 8  # not always the same
+    for k, v in enumerate(views):
+        out = crop_flip(x, 1, flip, torch.tensor([k, k]))
+        assert torch.equal(out, v) and out.dtype == torch.uint8
+    u = torch.rand(2, 2, 5, 5, requires_grad=True)
+    crop_flip(u, 1, flip, torch.tensor([0, 8])).sum().backward()
+    assert u.grad.sum() == 2 * 2 * 16  # a shift by one in both directions leaves 4 x 4 pixels
 
 
-def test_crops_are_drawn_over_all_views():
+def test_views_are_drawn_over_all_there_are():
     torch.manual_seed(0)
-    x = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).expand(2000, 1, 5, 5)
-    assert len({tuple(v) for v in crop_flip(x, 1, True).flatten(1).tolist()}) == 18
+    data = load("Digits")
+    x = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(3000, 1, 8, 8)
+    for augment, n in {"none": 1, "crop": 9, "crop_flip": 18}.items():
+        assert data.views(augment) == n == len({tuple(v) for v in data.view(x, augment).flatten(1).tolist()})
+    half = x.float() / 255
+    assert torch.allclose(
+        data.view(half, "crop", torch.full((3000,), 4)), data.view(x), atol=1e-6
+    )  # the middle; in [0, 1] as in 256 values
 
 
 def folder_of_images(root, sizes=((9, 7), (12, 12)), classes=("cat", "dog"), each=10):

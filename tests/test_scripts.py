@@ -35,14 +35,14 @@ def test_a_dry_run_goes_through_and_keeps_nothing(name, script):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_short_run_leaves_weights_log_and_result(name, script):
-    result = script(name, epochs=2, lamda=0.2, eval_every=1, tag="short", **QUICK["ZSDB3KD"] if name == "ZSDB3KD" else {})
+    result = script(name, epochs=2, lamda=0.2, eval_every=1, tag="short", **QUICK[name] if name in ("ZSDB3KD", "AEAHL") else {})
     folder = next((script.home / "checkpoints" / name).rglob("*-short/seed0"))
     log = [json.loads(line) for line in next((script.home / "logs" / name).rglob("log.jsonl")).read_text().splitlines()]
     assert [row["epoch"] for row in log] == [1, 2]
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {"options", "seconds", "device", "versions", "queries", "bytes", "private", "seed"} <= set(result)
     nets = [p for p in folder.glob("*.pt") if p.stem != "state"]
-    assert len(nets) == 1 and not (folder / "state.pt").exists()
+    assert len(nets) == (4 if name == "AEAHL" else 1) and not (folder / "state.pt").exists()  # the generator's parts, for another task
     assert all(torch.isfinite(v).all() for v in torch.load(nets[0], weights_only=True)["model"].values() if v.is_floating_point())
 
 
@@ -83,6 +83,7 @@ def test_kd_with_augmentation_asks_at_every_step(script):
 
 QUICK = {"MEKD": {"steps": 2}, "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4}, "DB3KD": {"sr_mode": "sd"}}
 QUICK["ZSDB3KD"] = {"sr_mode": "sd", "samples": 4, "iterations": 1}
+QUICK["AEAHL"] = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
 NEEDS = {name: getattr(importlib.import_module(name).Args, "NEEDS", "") for name in SCRIPTS}
 ASKS = [name for name in SCRIPTS if NEEDS[name]]
 
@@ -108,7 +109,7 @@ def test_soft_and_logit_answers_train_the_same_student(name, script):
 def test_each_script_says_what_it_needs_and_is_refused_less(script, capsys):
     assert NEEDS == {
         "teacher": "", "CE": "", "DCGAN": "hard", "KD": "hard", "ML": "soft", "AL": "soft", "DKD": "soft", "DAFL": "inside", "KN": "hard", "AM": "hard",
-        "DB3KD": "hard", "MEKD": "hard", "ZSDB3KD": "hard",
+        "DB3KD": "hard", "MEKD": "hard", "ZSDB3KD": "hard", "AEAHL": "inside",
     }  # fmt: skip
     less = {"soft": "topk:3", "inside": "logits"}
     for name, needs in NEEDS.items():
@@ -121,7 +122,7 @@ def test_each_script_says_what_it_needs_and_is_refused_less(script, capsys):
             assert f"Needs: a teacher that answers {needs} or more" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [n for n in ASKS if n not in ("DCGAN", "DAFL", "ZSDB3KD")])
+@pytest.mark.parametrize("name", [n for n in ASKS if n not in ("DCGAN", "DAFL", "ZSDB3KD", "AEAHL")])
 def test_every_method_keeps_to_its_budget(name, script, capsys):
     """MEKD's generator here has asked 518 of it in its training."""
     spent = 518 if name == "MEKD" else 0
@@ -130,7 +131,7 @@ def test_every_method_keeps_to_its_budget(name, script, capsys):
     assert any(f"-q{100 + spent}/seed0" in str(p) for p in script.home.rglob("result.json"))
 
 
-@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5})])
+@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5}), ("AEAHL", {})])
 def test_methods_that_ask_at_every_step_refuse_a_budget_too_small(name, more, script):
     with pytest.raises(UsageError, match="allows (100|0) more queries"):
         quick(script, name, query_budget=100, **more)

@@ -51,12 +51,23 @@ class BlackBox:
 
         UsageError where the teacher is a black box.
         """
-        if self.response != "inside":
-            hint = "of a teacher of your own: --response inside"
-            raise UsageError(f"this method looks inside the teacher, and --response {self.response} is a black box; {hint}")
+        self.open()
         self.afford(len(x))
         self.count(x, "synthetic", sent=0)
         return self.net(x, feature=True)
+
+    def norms(self):
+        """Its batch-norm layers, which know mean and variance of what they were trained on; UsageError where it has none."""
+        self.open()
+        found = [m for m in self.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        if not found:
+            raise UsageError("the teacher has no batch norm, whose statistics could be matched; take one that has, or go without: --w_bn 0")
+        return found
+
+    def open(self):
+        if self.response != "inside":
+            hint = "of a teacher of your own: --response inside"
+            raise UsageError(f"this method looks inside the teacher, and --response {self.response} is a black box; {hint}")
 
     def __call__(self, x, kind="private"):
         self.afford(len(x))

@@ -177,26 +177,43 @@ class Data:
     mean: torch.Tensor  # (1, C, 1, 1), in [0, 1], on the device
     std: torch.Tensor
 
-    def view(self, x, augment="none"):
-        """uint8 (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: none | crop | crop_flip."""
+    def view(self, x, augment="none", which=None):
+        """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: none | crop | crop_flip.
+
+        which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
+        """
         if augment != "none":
-            x = crop_flip(x, max(1, x.shape[-1] // 8), flip=augment == "crop_flip")
-        x = (x - self.mean * 255) / (self.std * 255)
-        return x.contiguous(memory_format=torch.channels_last)
+            pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
+            x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
+        top = 1 if x.is_floating_point() else 255
+        return ((x - self.mean * top) / (self.std * top)).contiguous(memory_format=torch.channels_last)
+
+    def views(self, augment):
+        """How many views an image has: shifts by up to an eighth of its side, mirrored or not."""
+        shifts = (2 * (self.shape[-1] // 8 or 1) + 1) ** 2
+        return {"none": 1, "crop": shifts, "crop_flip": 2 * shifts}[augment]
 
 
-def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1, channels=0):
+def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1, channels=0, imagined=0):
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
     img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8;
-    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are.
+    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are; imagined: a number of classes, for a data set of
+    that many classes and no image, for which nothing is read.
     normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
     Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
     """
     name, spec = spec_of(name)
     size = img_size or spec.size
     workers = min(8, os.cpu_count() or 1) if workers < 0 else workers
-    parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
+    if imagined:
+        nothing = torch.empty(0, channels or spec.channels, size, size, dtype=torch.uint8, device=device)
+        parts = [Images(nothing, torch.empty(0, dtype=torch.long, device=device))] * 2
+        spec = replace(spec, classes=imagined)
+        if normalize == "dataset" and not spec.mean:
+            raise UsageError(f"--normalize dataset: nobody knows the mean of {name} without its images; take --normalize half")
+    else:
+        parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
     if channels not in (0, spec.channels):
         parts = [recolour(p, channels) for p in parts]
         spec = replace(spec, channels=channels, mean=(), std=())
@@ -279,13 +296,17 @@ def split(y, share, seed):
     return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
 
 
-def crop_flip(x, pad, flip):
-    """Each image shifted by up to `pad` pixels (black comes in), and mirrored or not where asked; one gather for the batch."""
-    b, _, h, w = x.shape
-    shift = torch.randint(0, 2 * pad + 1, (2, b, 1), device=x.device)
-    rows, cols = shift[0] + torch.arange(h, device=x.device), shift[1] + torch.arange(w, device=x.device)  # (B, H), (B, W)
+def crop_flip(x, pad, flip, which):
+    """View number `which` (B,) of each image: shifted by up to `pad` pixels (black comes in), mirrored where that and `flip` say so.
+
+    The number's digits: row shift, column shift (2 pad + 1 each), mirrored. One gather for the batch; a float x keeps its gradient.
+    """
+    (b, _, h, w), n = x.shape, 2 * pad + 1
+    which = which[:, None]
+    rows = which % n + torch.arange(h, device=x.device)  # (B, H)
+    cols = which // n % n + torch.arange(w, device=x.device)  # (B, W)
     if flip:
-        cols = torch.where(torch.rand(b, 1, device=x.device) < 0.5, cols.flip(1), cols)
+        cols = torch.where(which // n**2 == 1, cols.flip(1), cols)
     padded = F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
     return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 

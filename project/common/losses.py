@@ -4,6 +4,7 @@ One convention: `s` student's, `t` teacher's logits, (B, K); KL is KL(teacher ||
 shapes, since broadcasting is the error that trains on silently.
 """
 
+import torch
 import torch.nn.functional as F
 
 KL_SCALES = {"t2": 2, "t": 1, "1": 0}
@@ -32,3 +33,9 @@ def centred(u):
 def probabilities(t, hard=False):
     """The teacher's class probabilities (B, K) from its answers t; hard answers are probabilities already."""
     return t if hard else t.softmax(1)
+
+
+def balance(t):
+    """Negative entropy, in nats, of the mean answer over a batch of logits t (B, K): least where all classes are as frequent."""
+    mean = t.softmax(1).mean(0)  # (K,)
+    return torch.special.xlogy(mean, mean).sum()

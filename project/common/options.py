@@ -11,12 +11,14 @@ from typing import ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError
 
-ALIASES = {"model": ["student"], "response": ["res_type"], "sr_mode": ["mode"]}
+ALIASES = {"model": ["student"], "response": ["res_type"], "sr_mode": ["mode"], "hard_loss": ["hl"]}
 
 
 @dataclass
 class Base:
-    """What every script shares."""
+    """What every script shares. DATA: whether it trains on images of the data set."""
+
+    DATA: ClassVar = True
 
     dataset: str = "MNIST"  # a data set of the list below, or folder:PATH with a folder a class
     img_size: int = 0  # side of the images in pixels, 0 for the data set's usual one, in [0, 4096]
@@ -49,6 +51,10 @@ class Base:
 
     # what may differ when a run is taken up
     FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}
+
+    def presets(self):
+        """{option: value} that follow from other options, for those that the command line does not give."""
+        return {}
 
     def validate(self):
         """UsageError for options that do not go together, before anything is read or bought."""
@@ -98,10 +104,10 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: (--\w+)", message):
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
-        raise UsageError(f"{message}; python project/{self.prog} --help lists the options")
+        raise UsageError(f"{message}; python {self.prog} --help lists the options")
 
 
-def parse(cls, argv=None, script="script", epilog=""):
+def parse(cls, argv=None, script="script.py", epilog=""):
     """An instance of the dataclass `cls` from a command line; names with `_` or `-`, `--name value` or `--name=value`."""
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
@@ -109,22 +115,30 @@ def parse(cls, argv=None, script="script", epilog=""):
     if needs := getattr(cls, "NEEDS", ""):
         doc += f"\n\nNeeds: a teacher that answers {needs} or more (hard < topk < soft < logits < inside)."
     parser = Parser(
-        prog=f"{script}.py", description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=script,
+        description=doc,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     texts = helps(cls)
     for f in fields(cls):
         names = [f"--{n}" for n in (f.name, *ALIASES.get(f.name, []))]
         text = texts.get(f.name, "").replace("%", "%%")
-        if f.type is bool:
-            parser.add_argument(*names, action="store_true", help=text)
+        if f.type is bool:  # --NAME and --no_NAME, of which help shows the one that changes something
+            parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS if f.default else text)
+            parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=text if f.default else argparse.SUPPRESS)
             continue
         default = f"(default: {f.default})" if f.default != "" else ""
         choices = get_args(f.type) if get_origin(f.type) is Literal else None
         kind = str if choices else f.type
-        parser.add_argument(
-            *names, type=kind, default=f.default, choices=choices, metavar="" if not choices else None, help=f"{text} {default}"
-        )
-    args = cls(**vars(parser.parse_args(argv)))
+        parser.add_argument(*names, type=kind, choices=choices, metavar="" if not choices else None, help=f"{text} {default}")
+    given = vars(parser.parse_args(argv))
+    args = cls(**given)
+    for name, value in args.presets().items():
+        if name not in given:
+            setattr(args, name, value)
     for name, text in texts.items():
         if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):
             check(name, getattr(args, name), *bounds.groups())
@@ -143,8 +157,8 @@ def differences(args, then):
 
 
 def flags(**options):
-    """The command line of these options, a list."""
-    return [word for k, v in options.items() for word in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
+    """The command line of these options, a list; True is --NAME, False --no_NAME."""
+    return [word for k, v in options.items() for word in ((f"--{k}" if v else f"--no_{k}",) if isinstance(v, bool) else (f"--{k}", str(v)))]
 
 
 def check(name, value, left, low, high, right):

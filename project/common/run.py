@@ -50,10 +50,11 @@ class Run:
     """
 
     def __init__(self, Args, argv=None):
-        script = Path(inspect.getfile(Args)).stem
-        self.command = shlex.join(["python", "-u", *sys.argv] if argv is None else ["python", "-u", f"project/{script}.py", *argv])
+        file = Path(inspect.getfile(Args))
+        script, path = file.stem, f"{file.parent.name}/{file.name}"
+        self.command = shlex.join(["python", "-u", *sys.argv] if argv is None else ["python", "-u", path, *argv])
         there_is = f"data sets: {', '.join(DATASETS)}, folder:PATH\nmodels: {', '.join(MODELS)}, torchvision:NAME"
-        self.args = args = parse(Args, argv, script, there_is)
+        self.args = args = parse(Args, argv, path, there_is)
         for field in ("dataset", "private", "pool"):
             if getattr(args, field, ""):
                 setattr(args, field, spec_of(getattr(args, field))[0])
@@ -67,7 +68,7 @@ class Run:
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         trained = self.find_teacher() if isinstance(args, Asks) else None
-        self.source = self.data = self.load(getattr(args, "private", "") or args.dataset)
+        self.source = self.data = self.load(getattr(args, "private", "") or args.dataset, imagined(trained, args))
         self.share_out()
         self.teacher = self.truth = None
         if trained:
@@ -77,14 +78,15 @@ class Run:
         if args.compile and self.student:
             self.student.compile()
         self.open_transfer()
-        say(f"{self.record.title}: {len(self.private):,} of {len(self.data.train):,} training images; {self.device_name()}")
+        used = f"{len(self.private):,} of {len(self.data.train):,} training images" if args.DATA else "no training image"
+        say(f"{self.record.title}: {used}; {self.device_name()}")
 
-    def load(self, name):
-        """A data set with the size and the channels that the teacher's has."""
+    def load(self, name, imagined=0):
+        """A data set with the size and the channels that the teacher's has; imagined: see datasets.load."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         if getattr(a, "private", "") and a.normalize != "half":
             raise UsageError("--private goes with --normalize half: the teacher's mean is not that of another data set")
-        return load(name, a.data_dir, self.device, a.img_size or spec.size, a.normalize, a.workers, spec.channels)
+        return load(name, a.data_dir, self.device, a.img_size or spec.size, a.normalize, a.workers, spec.channels, imagined)
 
     def share_out(self):
         """private: what the edge owns. test: what is evaluated, the test images or, with --val, training images kept from everyone."""
@@ -151,25 +153,35 @@ class Run:
         a = self.args
         self.teacher = BlackBox(self.fill(self.net(a.teacher), path, state, meta), a.response, a.query_budget or None)
         self.teacher_identity = self.record.sources[str(path)]
-        self.truth = self.infer(self.teacher.audit, self.test)  # (N, K) the teacher's log-probabilities, to compare with
-        self.teacher_accuracy = percent(self.truth.argmax(1) == self.test.y)
-        say(f"teacher {a.teacher}: {self.teacher_accuracy:.2f} % of {len(self.test):,} {self.part} images; it answers {a.response}")
+        self.teacher_accuracy, seen = None, "there are no images to test it with"
+        if len(self.test):
+            self.truth = self.infer(self.teacher.audit, self.test)  # (N, K) the teacher's log-probabilities, to compare with
+            self.teacher_accuracy = percent(self.truth.argmax(1) == self.test.y)
+            seen = f"{self.teacher_accuracy:.2f} % of {len(self.test):,} {self.part} images"
+        say(f"teacher {a.teacher}: {seen}; it answers {a.response}")
 
-    def fill(self, net, path, state, meta):
-        """`net` with the weights `state`, or a UsageError that says in one line what does not fit."""
+    def fill(self, net, path, state, meta, same=("shape", "classes", "normalize"), kind=""):
+        """`net` with the weights `state`, or a UsageError that says in one line what does not fit. same: what `meta` must have as here."""
         made = {"shape": list(self.data.shape), "classes": self.data.classes, "normalize": self.args.normalize}
-        off = [f"it was made for {k} {meta[k]}, not {v}" for k, v in made.items() if meta.get(k, v) != v]
+        made |= {"latent": net.latent, "ngf": net.ngf} if isinstance(net, Generator) else {}
+        off = [f"it was made for {k} {meta[k]}, not {v}" for k, v in made.items() if k in (*same, "latent", "ngf") and meta.get(k, v) != v]
         wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
         off += [
             f"{k} is {given.get(k, 'missing')}, not {wanted.get(k, 'wanted')}" for k in (wanted | given) if wanted.get(k) != given.get(k)
         ]
         if off:
             c, h, w = self.data.shape
-            kind = getattr(self.args, "teacher", "") if not isinstance(net, Generator) else "a generator"
+            kind = kind or ("a generator" if isinstance(net, Generator) else self.args.teacher)
             more = f" (and {len(off) - 1} more)" if len(off) > 1 else ""
             raise UsageError(f"{path} does not fit {kind} for {self.data.classes} classes of {c}x{h}x{w} images: {off[0]}{more}")
         net.load_state_dict(state)
         return net
+
+    def reuse(self, net, path):
+        """`net` with the weights of an earlier run's generator or decoder, whatever teacher it was for."""
+        return self.fill(
+            net, path, *self.record.source(path), same=("shape",), kind=f"a generator of {self.args.latent} latents, or its decoder,"
+        )
 
     def generator(self, path="", tag=""):
         """DCGAN.py's generator for this data set, teacher and seed, frozen, in evaluation mode; one made with the same response first."""
@@ -414,7 +426,9 @@ class Run:
 
     def accuracy(self):
         """The student on the evaluation images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside the teacher
-        agreement in percent and KL(teacher || student) in nats."""
+        agreement in percent and KL(teacher || student) in nats. Nothing where there are no images."""
+        if not len(self.test):
+            return {}
         self.student.eval()
         s = self.infer(self.student, self.test).float()  # (N, K)
         row = {"accuracy": percent(s.argmax(1) == self.test.y), "ece": 100 * calibration_error(s.softmax(1), self.test.y).item()}
@@ -447,12 +461,12 @@ class Run:
             result["teacher_accuracy"] = self.teacher_accuracy
         said += [f"{self.record.seconds() / 60:.1f} min"]
         result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
-        result |= {**total, "own": own, "images": len(self.private), "device": self.device_name(), "peak_mb": peak_mb(self.device)}
+        result |= {**total, "own": own, "images": len(self.private) * a.DATA, "device": self.device_name(), "peak_mb": peak_mb(self.device)}
         result |= {"needs": getattr(a, "NEEDS", ""), **self.notes}
         nets = nets or ({"student": self.student} if self.student else {})
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        meta |= {"latent": nets["generator"].latent} if "generator" in nets else {}
+        meta |= {k: getattr(nets["generator"], k) for k in ("latent", "ngf")} if "generator" in nets else {}
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(said)}", result | {"command": self.command})
 
     def total(self):
@@ -487,6 +501,16 @@ class Run:
         done = f"{self.record.saved_epoch} of {self.args.epochs} epochs are saved"
         say(f"stopped by {signal.Signals(self.stopping).name}; {done}; the same command goes on from there: {self.command}")
         raise Stopped(128 + self.stopping)
+
+
+def imagined(trained, args):
+    """The classes of a data set whose images are not to be read (--no_eval), 0 where they are."""
+    if getattr(args, "eval", True):
+        return 0
+    classes = spec_of(args.dataset)[1].classes or trained[2].get("classes", 0)
+    if not classes:
+        raise UsageError(f"--no_eval: nobody knows how many classes {args.dataset} has; train its teacher with teacher.py, which notes it")
+    return classes
 
 
 def device_of(args):

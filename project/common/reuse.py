@@ -1,0 +1,80 @@
+"""RG, the reusable generator: what one data-free run leaves for the next, and how the next takes it up. AEAHL-RG's released code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .gan import Fusion, Generator, Pixels
+from .synthesis import Synthesis
+from .utils import UsageError
+
+SHARES = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # of the learning rates, for what is reused
+
+
+@dataclass
+class Reuse(Synthesis):
+    mode: Literal["anew", "reuse_common", "reuse_finetune", "reuse_fix"] = "anew"  # take up an earlier run, at 1, 0.1, 0 of the rates
+    reuse_generator_path: str = ""  # that run's generator.pt
+    reuse_decoder_path: str = ""  # its decoder.pt, by default the one beside it
+    keep: Literal["g1", "g2", "activation", "loss"] = "g1"  # of two nets generator.pt is: by name; of smaller features; of lower loss
+    twins: bool = False  # the second generator begins, and stays, as a copy of the first
+
+    def validate(self):
+        super().validate()
+        if self.mode == "anew":
+            return
+        if not self.reuse_generator_path:
+            first = f"python project/AEAHL.py --dataset {self.dataset} --teacher TEACHER --model {self.model} --generator {self.generator}"
+            raise UsageError(f"--mode {self.mode} goes on from an earlier run: give its --reuse_generator_path; first run: {first}")
+        if self.generator == "pixels" or self.meta == "fresh":
+            raise UsageError(f"--mode {self.mode} has nothing to reuse with --generator {self.generator} --meta {self.meta}")
+
+
+def generator(run):
+    """(the net that --generator and --mode ask for, {beginning of its parameters' names: their share of the learning rates})."""
+    a, shape, share = run.args, run.data.shape, SHARES[run.args.mode]
+    if a.generator == "pixels":
+        return place(run, Pixels(a.batch_size, shape)), {"": 1.0}
+    old = Path(a.reuse_generator_path)
+    if a.generator == "single":
+        G = Generator(a.latent, shape, a.ngf, pixels=True)
+        if a.mode != "anew":
+            run.reuse(G, old)
+        return place(run, G), {"": share}
+    G = Fusion(a.latent, shape, a.ngf, a.twins)
+    if a.mode != "anew":
+        run.reuse(G.g2, old)
+        run.reuse(G.decoder, Path(a.reuse_decoder_path or old.with_name("decoder.pt")))
+    return place(run, G), {"g1": 1.0, "g2": share, "decoder": share}
+
+
+def place(run, net):
+    return net.to(run.device, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def left(run, G, loss):
+    """{file's name: net} of what a run leaves: `generator` and `decoder`, which another can reuse, and the other net, `abandoned`.
+
+    --keep activation: the net whose images, with noise for the other's, have smaller features in the teacher; loss: a lower loss(x, y).
+    """
+    if not isinstance(G, Fusion):
+        return {"generator": G} if isinstance(G, Generator) else {}
+    first, a = run.args.keep != "g2", run.args
+    if a.keep in ("activation", "loss"):
+        z = torch.randn(a.batch_size, a.latent, device=run.device)
+        noise, y = (
+            torch.rand(a.batch_size, *run.data.shape, device=run.device),
+            torch.arange(a.batch_size, device=run.device) % run.data.classes,
+        )
+        run.student.eval()
+        worth = []
+        for g in (G.g1, G.g2):
+            x = G.decoder((g(z) + noise) / 2)
+            features = run.teacher.inside(run.data.view(x))[1]
+            worth.append(features.abs().sum() if a.keep == "activation" else sum(loss(x, y).values()))
+        first = bool(worth[0] <= worth[1])
+    kept, other = (G.g1, G.g2) if first else (G.g2, G.g1)
+    return {"generator": kept, "abandoned": other, "decoder": G.decoder}

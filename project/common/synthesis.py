@@ -1,0 +1,289 @@
+"""Images made through a teacher that one may look into: what the data-free methods share.
+
+`Synthesis` are their options. A `Synthesiser` is one epoch of batches for the student when it is iterated; before every `kd_steps` of
+them it makes images: a copy of the generator and a batch of latents are moved for `g_steps` steps against the method's loss, the best
+batch goes into the `Pool`, and the copy's gradients move the generator itself (FastDFKD, Fang et al. 2022, 2112.15278).
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torchvision.utils import save_image
+
+from .datasets import Batches
+from .gan import recalibrate
+from .inversion import Bank
+from .models import canonical
+from .options import Distill
+from .pool import Pool, read_pool
+from .utils import RunError, UsageError, atomic, matching, say
+
+REPTILE = 67  # the authors' factor on the generator's way, as a gradient
+SINGLE = {"generator": "single", "lr": 0.1, "bn_momentum": 0.0}
+LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "adv_on": "all", "warmup": 0}
+ANEW = SINGLE | {"meta": "fresh"}
+PRESETS = {  # the settings of CMI's and FastDFKD's scripts
+    "aeahl": {},
+    "fastdfkd": {"generator": "single"},
+    "cmi": ANEW | {"g_steps": 200, "lr_g": 1e-3, "w_adv": 0.5, "w_bn": 1.0, "w_oh": 1.0, "w_cr": 0.8},
+    "adi": ANEW | {"generator": "pixels", "g_steps": 1000, "lr_g": 0.1, "w_adv": 1.0, "w_oh": 1.0},
+    "dfq": LATEST | {"kd_steps": 10, "w_adv": 1.0, "w_bn": 1.0, "w_oh": 1.0, "w_even": 20.0, "wanted": "own"},
+    "zskt": LATEST | {"kd_steps": 5, "w_adv": 1.0, "w_bn": 0.0, "w_oh": 0.0},
+    "dafl": LATEST | {"kd_steps": 5, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
+}
+OF_TEACHER = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
+MIRRORED = {"augment": "crop_flip"}
+OF_DATASET = {"CIFAR10": MIRRORED, "CIFAR100": MIRRORED}
+OF_DATASET |= {"TinyImageNet": MIRRORED | {"g_steps": 50}, "ImageNet": MIRRORED | {"g_steps": 50, "batch_size": 64}}
+
+
+@dataclass
+class Synthesis(Distill):
+    NEEDS: ClassVar = "inside"
+    DATA: ClassVar = False
+
+    preset: Literal["aeahl", "fastdfkd", "cmi", "adi", "dfq", "zskt", "dafl"] = "aeahl"  # a method's settings, for what is not given here
+    response: str = "inside"  # what the teacher answers; this method looks inside it
+    epochs: int = 400  # of the student, after the warm-up, in [1, 1000000]
+    batch_size: int = 256  # of the student and of a synthesis, in [2, 1000000]
+    lr: float = 0.2  # learning rate of the student, in (0, 1000]
+    weight_decay: float = 1e-4  # in [0, 1]
+    schedule: Literal["multistep", "cosine"] = "cosine"  # how the student's learning rate falls
+    ep_steps: int = 400  # steps of the student in an epoch, in [1, 1000000]
+    kd_steps: int = 400  # of them from one synthesis to the next, in [1, 1000000]
+    warmup: int = 20  # syntheses before the student's first step, without the adversarial term but for the last, in [0, 1000000]
+    generator: Literal["rg", "single", "pixels"] = "rg"  # two generators and a decoder; one generator; the pixels themselves
+    latent: int = 256  # width of the generator's noise, in [1, 100000]
+    ngf: int = 64  # channels of a generator before its last convolution, in [1, 100000]
+    meta: Literal["fomaml", "reptile", "none", "fresh"] = "fomaml"  # how the generator moves; none: directly; fresh: anew each time
+    g_steps: int = 10  # of a synthesis, in [1, 1000000]
+    lr_g: float = 2e-3  # learning rate of the generator in a synthesis, Adam, in (0, 1000]
+    lr_g_meta: float = 0.0  # of the generator from one synthesis to the next, 0 for g_steps * lr_g, in [0, 1000]
+    lr_z: float = 0.01  # of the latents, in [0, 1000]
+    wanted: Literal["drawn", "own"] = "drawn"  # classes that the teacher shall see: drawn evenly, or what it sees most already
+    w_bn: float = 10.0  # weight of the distance to the teacher's batch-norm statistics, in [0, 1000000]
+    w_oh: float = 0.5  # of the cross-entropy to the wanted classes, in [0, 1000000]
+    w_adv: float = 1.33  # of the student's divergence from the teacher, made large, in [0, 1000000]
+    w_even: float = 0.0  # of the negative entropy of the batch's mean answer, in [0, 1000000]
+    w_act: float = 0.0  # of the penultimate features' size, made large, in [0, 1000000]
+    w_cr: float = 0.0  # of the contrast of two views of an image with other images, in [0, 1000000]
+    cr_t: float = 0.2  # temperature of that contrast, in (0, 1000]
+    adv_on: Literal["agreed", "all"] = "agreed"  # images whose divergence is made large: those of which both say the same class, or all
+    bn_momentum: float = 0.9  # share of earlier syntheses in the statistics that are matched, in [0, 1)
+    images: Literal["pool", "fresh"] = "pool"  # what the student learns from: all that was ever made, or the generator's at each step
+    init_pool: str = ""  # a pool.npy of images to begin with
+    cache: bool = False  # keep the teacher's answers to the pool's images (with crop_flip 162 views each, float32); a killed run asks again
+    eval: bool = True  # switched off: no data set is read at all, and nothing is evaluated
+
+    def presets(self):
+        near = OF_TEACHER.get(canonical(self.teacher), {}), OF_DATASET.get(matching(self.dataset, OF_DATASET), {})
+        return near[0] | near[1] | PRESETS[self.preset]
+
+    def validate(self):
+        if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
+            raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
+        if self.cache and self.images != "pool":
+            raise UsageError("--cache keeps answers to the pool's images; it goes with --images pool")
+        if not any((self.w_bn, self.w_oh, self.w_adv, self.w_even, self.w_act, self.w_cr)):
+            raise UsageError("all weights of the synthesis are 0, so that it has nothing to go by; give --w_bn or another")
+
+
+class Synthesiser:
+    """Iterate it for an epoch of the student: `ep_steps` batches (x, t) of views of images that it makes, and the teacher's logits.
+
+    loss(x, y): the terms, by name, for images x (B, C, H, W) in [0, 1] and the wanted classes y (B,); their sum is made small.
+    shares: {beginning of parameters' names: their share of the learning rates}; a share of 0 leaves them as they are.
+    attack: sees each batch of the student last, `attack(x, t) -> (x, t, ...)`. taps and bank: what the loss knows of earlier syntheses.
+    """
+
+    def __init__(self, run, G, loss, taps, shares=None, attack=None, bank=None):
+        self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or Bank()
+        a, shape = self.args, run.data.shape
+        self.calls, self.curves, self.G, self.shares = 0, [], G, shares or {"": 1.0}
+        for name, p in G.named_parameters():
+            p.requires_grad_(self.share(name) > 0)
+        self.moved = copy.deepcopy(G) if a.meta in ("fomaml", "reptile") else G
+        self.main = self.adam(G, a.lr_g if a.meta == "none" else a.lr_g_meta or a.g_steps * a.lr_g)
+        self.warmup, self.steps = (min(1, a.warmup), min(2, a.g_steps)) if a.dry_run else (a.warmup, a.g_steps)
+        calls = self.warmup + (1 if a.dry_run else a.epochs) * -(-a.ep_steps // a.kd_steps)
+        self.given = torch.from_numpy(read_pool(a.init_pool, shape)) if a.init_pool else torch.empty(0, *shape)
+        room = (calls * a.batch_size + len(self.given)) * (a.images == "pool")
+        self.pool = Pool(run.record.folder / "pool.npy", room, shape, run.device)
+        views = run.data.views(a.augment)
+        self.cached = torch.full((room, views, run.data.classes), torch.nan, device=run.device) if a.cache else None
+        run.teacher.afford(a.batch_size * (calls * a.g_steps + a.epochs * a.ep_steps))
+        if a.meta in ("fomaml", "reptile") and self.main.param_groups[0]["lr"] > 0.03:
+            say(f"the generator's learning rate from one synthesis to the next is {self.main.param_groups[0]['lr']:g}; --lr_g_meta sets it")
+
+    def share(self, name):
+        return next(v for part, v in self.shares.items() if name.startswith(part))
+
+    def adam(self, net, lr, more=()):
+        named = {s: [p for n, p in net.named_parameters() if self.share(n) == s] for s in self.shares.values() if s}
+        return torch.optim.Adam([*({"params": ps, "lr": lr * s} for s, ps in named.items()), *more], betas=(0.5, 0.999), fused=True)
+
+    def __len__(self):
+        return self.args.ep_steps
+
+    def __iter__(self):
+        a = self.args
+        if not self.calls and len(self.given):
+            self.pool.add(self.given.to(self.run.device) / 255)
+        while self.calls < self.warmup:
+            self.synthesise()
+        for step in range(a.ep_steps):
+            if step % a.kd_steps == 0:
+                self.synthesise()
+                batches = iter(self.batches())
+            x, t = next(batches)
+            yield self.attack(x, t) if self.attack else (x, t)
+
+    # ---- batches for the student
+
+    def batches(self):
+        """kd_steps batches (x, t)."""
+        a, run = self.args, self.run
+        if a.images == "fresh":
+            return (self.fresh() for _ in range(a.kd_steps))
+        rows = Batches(torch.arange(self.pool.n, device=run.device), size=a.batch_size, steps=a.kd_steps)
+        return (self.views(i) for (i,) in rows)
+
+    @torch.no_grad()
+    def fresh(self):
+        x = self.run.data.view(self.G(self.noise()), self.args.augment)
+        return x, self.run.teacher.inside(x)[0].float()
+
+    @torch.no_grad()
+    def views(self, i):
+        """A view of each of the pool's images i (B,), drawn, and the teacher's logits (B, K)."""
+        data, augment, teacher = self.run.data, self.args.augment, self.run.teacher
+        which = torch.randint(data.views(augment), (len(i),), device=i.device)
+        x = data.view(self.pool.x[i], augment, which)
+        if self.cached is None:
+            return x, teacher.inside(x)[0].float()
+        t = self.cached[i, which]
+        if len(new := t[:, 0].isnan().nonzero()[:, 0]):
+            t[new] = self.cached[i[new], which[new]] = teacher.inside(x[new])[0].float()
+        return x, t
+
+    # ---- images
+
+    def noise(self):
+        return torch.randn(self.args.batch_size, self.args.latent, device=self.run.device)
+
+    def synthesise(self):
+        """One batch of images; the student and the teacher stay as they are."""
+        a, run, student = self.args, self.run, self.run.student
+        self.calls += 1
+        student.eval().requires_grad_(False)
+        y = torch.randint(run.data.classes, (a.batch_size,), device=run.device)
+        z = self.noise().requires_grad_(a.lr_z > 0)
+        optimizer, sums = self.begin(z), None
+        best, kept, terms_of = torch.tensor(torch.inf, device=run.device), None, []
+        for _ in range(self.steps):
+            x = self.moved(z)  # (B, C, H, W) in [0, 1]
+            terms = self.loss(x, y)
+            total = sum(terms.values())
+            better = total.detach() < best
+            best, kept = torch.where(better, total.detach(), best), x.detach() if kept is None else torch.where(better, x.detach(), kept)
+            optimizer.zero_grad()
+            total.backward()
+            gradients = [p.grad for p in self.moved.parameters() if p.requires_grad]
+            sums = [s + g for s, g in zip(sums, gradients, strict=True)] if sums else gradients
+            optimizer.step()
+            terms_of.append({k: v.detach() for k, v in terms.items()})
+        self.end(sums)
+        self.taps.remember()
+        self.bank.remember()
+        if a.images == "pool":
+            self.pool.add(kept)
+        student.train().requires_grad_(True)
+        self.note(terms_of)
+
+    def begin(self, z):
+        """The optimizer of one synthesis, over the net that it moves and the latents."""
+        a, latents = self.args, [{"params": [z], "lr": self.args.lr_z}] if z.requires_grad else []
+        if a.meta == "none":
+            return self.main
+        if a.meta == "fresh":
+            for m in self.moved.modules():
+                getattr(m, "reset_parameters", lambda: None)()
+        else:
+            self.moved.load_state_dict(self.G.state_dict())
+        return self.adam(self.moved, a.lr_g, latents)
+
+    @torch.no_grad()
+    def end(self, sums):
+        """Moves the generator itself: by the sum of the copy's gradients (first-order MAML), or towards the copy (Reptile)."""
+        if self.args.meta not in ("fomaml", "reptile"):
+            return
+        pairs = [(p, q) for p, q in zip(self.G.parameters(), self.moved.parameters(), strict=True) if p.requires_grad]
+        for (p, q), g in zip(pairs, sums, strict=True):
+            p.grad = g if self.args.meta == "fomaml" else REPTILE * (p - q)
+        self.main.step()
+
+    def note(self, terms_of):
+        """Keeps the terms of each step of a synthesis, (g_steps, terms), nan where a term was not."""
+        names = [n for n in ("bn", "oh", "adv", "even", "act", "cr") if getattr(self.args, f"w_{n}")]
+        self.names, nan = names, torch.tensor(torch.nan, device=self.run.device)
+        rows = torch.stack([torch.stack([terms.get(n, nan).float() for n in names]) for terms in terms_of])
+        self.curves.append(rows.cpu() if len(self.curves) % 50 == 0 else rows)
+
+    def log(self):
+        """The last synthesis's terms at its first and its last step, and the pool's size."""
+        pairs = {n: self.curves[-1][[0, -1], i].tolist() for i, n in enumerate(self.names)}
+        if off := [f"{n} was {v[1]}" for n, v in pairs.items() if not math.isfinite(sum(v))]:
+            raise RunError(f"the synthesis broke down, its term {off[0]}; a smaller --lr_g or --lr_g_meta may help")
+        return {f"syn_{n}": v for n, v in pairs.items()} | {"pool": self.pool.n}
+
+    # ---- what it leaves
+
+    def save_curves(self, path):
+        """A .npy file of all terms, with names: a structured array (syntheses, steps)."""
+        values = torch.stack([c.cpu() for c in self.curves]).numpy()
+        with atomic(path) as f:
+            np.save(f, np.rec.fromarrays(np.moveaxis(values, 2, 0), names=",".join(self.names)).view(np.ndarray))
+
+    def shown(self, n=100):
+        """The latest n images (n, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            return self.pool.x[-n:].float() / 255 if self.pool.n else self.G(self.noise())[:n]
+
+    def ready(self):
+        """The generator with running statistics of its own images, so that it makes them in evaluation mode too."""
+        return recalibrate(self.G, self.noise)
+
+    def state_dict(self):
+        kept = {
+            "G": self.G.state_dict(),
+            "main": self.main.state_dict(),
+            "past": self.taps.past,
+            "bank": self.bank.state_dict(),
+            "calls": self.calls,
+        }
+        return kept | {"curves": torch.stack([c.cpu() for c in self.curves]), "names": self.names, "pool": self.pool.state_dict()}
+
+    def load_state_dict(self, state):
+        device = self.run.device
+        self.G.load_state_dict(state["G"])
+        self.main.load_state_dict(state["main"])
+        self.taps.past = [tuple(v.to(device) for v in pair) for pair in state["past"]]
+        self.bank.load_state_dict(state["bank"])
+        self.calls, self.names, self.curves = state["calls"], state["names"], list(state["curves"])
+        if self.args.images == "pool":
+            self.pool.load_state_dict(state["pool"])
+
+
+def show(run, syn, export=0):
+    """Leaves in the logs the latest images as one picture, the synthesis's terms, and `export` images of the pool as PNG files."""
+    save_image(syn.shown(), run.record.logs / "synthetic.png", nrow=10)
+    syn.save_curves(run.record.logs / "synthesis.npy")
+    if export:
+        folder = run.record.logs / "pool"
+        folder.mkdir(exist_ok=True)
+        for i, x in enumerate(syn.pool.x[:export]):
+            save_image(x.float() / 255, folder / f"{i:06}.png")
