@@ -5,10 +5,10 @@
     python project/table.py digits --dry_run     prints the commands that are missing
 
 A table is a file of tables/: a data set, pairs of teacher and student, seeds, rows (a name, a script, its options; labels: the row whose
-bought labels it takes) and settings; budgets, where each row is run with several numbers of queries; like: a table that says the rest. A
-row's run that is finished is not run again; one that fails leaves its reason in the cell and the others go on. Rows are compared with one
-of them (--against), seed by seed: the mean difference with its 95 % interval, and p of an exact paired test, corrected by Holm for the
-number of rows; a row that wins at 5 % is bold.
+bought labels it takes; reuse: the row, and the pair, whose generator it takes up) and settings; budgets, where each row is run with
+several numbers of queries; like: a table that says the rest. A row's run that is finished is not run again; one that fails leaves its
+reason in the cell and the others go on. Rows are compared with one of them (--against), seed by seed: the mean difference with its 95 %
+interval, and p of an exact paired test, corrected by Holm for the number of rows; a row that wins at 5 % is bold.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from common.report import ROOT, labelled
 from common.utils import RunError, UsageError, cli, clock, domain, lookup, place, read_json, save_text, who_of
 
 KEYS = {"like", "title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
-ROW_KEYS = {"name", "script", "options", "needs", "labels", "published"}
+ROW_KEYS = {"name", "script", "options", "needs", "labels", "reuse", "published"}
 
 
 @dataclass
@@ -85,6 +85,8 @@ def read_table(name):
     for row in table["rows"]:
         if row.get("labels", row.get("name")) not in [r.get("name") for r in table["rows"]]:
             raise UsageError(f"{path}: row {row.get('name')!r} wants the labels of {row['labels']!r}, which is no row's name")
+        if (old := row.get("reuse")) and (set(old) - {"row", "pair"} or old.get("row") not in [r.get("name") for r in table["rows"]]):
+            raise UsageError(f"{path}: row {row.get('name')!r} wants to reuse {old}; it takes a row's name, and a pair where it is another")
         if not (ROOT / "project" / f"{row.get('script')}.py").exists():
             raise UsageError(f"{path}: row {row.get('name')!r} wants script {row.get('script')!r}, which project/ does not have")
     return table
@@ -107,7 +109,8 @@ def plan(table, roots):
         return known
 
     rows = {row["name"]: row for row in table["rows"]}
-    pairs = {pair: tuple(canonical(n.strip()) for n in pair.split("->")) for pair in table["pairs"]}
+    others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
+    pairs = {pair: tuple(canonical(n.strip()) for n in pair.split("->")) for pair in [*table["pairs"], *others]}
 
     def run_of(pair, row, seed, budget=0):
         """The run of a row, and before it those of the scripts and of the labels that it needs."""
@@ -125,6 +128,9 @@ def plan(table, roots):
             if (where, maker) != (pair, row["name"]):
                 needs.append(run_of(where, rows[maker], seed))
                 more = more | {"transfer": str(needs[-1].folder / "transfer.safetensors")}
+        if old := row.get("reuse"):
+            needs.append(run_of(old.get("pair", pair), rows[old["row"]], seed))
+            more = more | {"reuse_generator_path": str(needs[-1].folder / "generator.pt")}
         return task(row["script"], seed, {"teacher": teacher, "model": student} | private, more, needs)
 
     for pair in pairs:

@@ -4,14 +4,26 @@ A net learns to perturb images, by eps at most, until the teacher takes them for
 perturbations, Poursaeed et al. 2018, 1712.02328). A student is shown a few, with the teacher's wrong answer and the label from before.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
 from .gan import Perturbation
+from .utils import UsageError, read_json
 
 LR = 2e-4  # Adam, beta1 0.5
 FLOOR = 1e-6  # of the cross-entropy whose logarithm is made small
 LEAST, MORE = 8, 4  # images attacked where a contradiction is owed: at least so many, and so many for each
+
+
+def perturb(net, data, x, eps, compat=False):
+    """x (B, C, H, W), normalised, attacked by `net`: pixels moved by eps at most, and in [0, 1]."""
+    d = net(x).float()  # (B, C, H, W) in (-1, 1)
+    if compat:  # a difference normalised as if it were an image: never zero; then each channel within the batch's own range
+        low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
+        return (x + data.std * d + data.mean).clamp(low, high)
+    return ((x * data.std + data.mean + eps * d).clamp(0, 1) - data.mean) / data.std
 
 
 class Attack:
@@ -34,18 +46,14 @@ class Attack:
         self.seen, self.counts = 0, torch.zeros(4, device=run.device)  # attacked, class changed, swapped, contradicting
 
     def perturb(self, x):
-        """x (B, C, H, W), normalised, attacked: pixels moved by eps at most, and in [0, 1]."""
-        data, d = self.run.data, self.net(x).float()  # (B, C, H, W) in (-1, 1)
-        if self.compat:  # a difference normalised as if it were an image: never zero; then each channel within the batch's own range
-            low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
-            return (x + data.std * d + data.mean).clamp(low, high)
-        return ((x * data.std + data.mean + self.args.eps * d).clamp(0, 1) - data.mean) / data.std
+        return perturb(self.net, self.run.data, x, self.args.eps, self.compat)
 
     def learn(self, x, t):
         """One step towards the class that the teacher's logits t (B, K) hold least likely, on the first of the images x."""
         if not torch.is_grad_enabled():
             return
         x, t = (x, t) if self.compat else (x[: self.args.gap_images], t[: self.args.gap_images])
+        self.net.train()
         wrong = F.cross_entropy(self.run.teacher.inside(self.perturb(x))[0].float(), t.argmin(1))
         self.optimizer.zero_grad()
         (wrong + FLOOR).log().backward()
@@ -53,6 +61,7 @@ class Attack:
 
     @torch.no_grad()
     def __call__(self, x, t):
+        self.net.eval()  # few rows make no statistics
         b, y = len(x), t.argmax(1)
         self.seen += b
         self.owed = min(b, self.owed + int(torch.empty(b).uniform_(generator=self.g).lt(self.args.pa).sum()))
@@ -108,3 +117,17 @@ class Attack:
         self.optimizer.load_state_dict(state["optimizer"])
         self.owed = state["owed"]
         self.g.set_state(state["g"])
+
+
+def perturber(run, folder):
+    """The attack that the AEAHL.py --hard_loss run in `folder` learned: images (B, C, H, W), normalised -> attacked. UsageError where
+    it has none, or of another size."""
+    path, result = Path(folder) / "attack.pt", read_json(Path(folder) / "result.json", "options")
+    if not path.exists() or not result:
+        raise UsageError(
+            f"no attack.pt with a result.json in {folder}; give the checkpoints' folder of a finished AEAHL.py --hard_loss run"
+        )
+    then = result["options"]
+    net = Perturbation(run.data.shape[0], then["gap_width"]).to(run.device, memory_format=torch.channels_last)
+    run.fill(net, path, *run.record.source(path), same=("shape",), kind="an attack")
+    return lambda x: perturb(net.eval(), run.data, x, then["eps"], then["aea_compat"])

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from .gan import Fusion, Generator, Pixels
+from .gan import Fusion, Generator, Pixels, recalibrate
 from .synthesis import Synthesis
-from .utils import UsageError
+from .utils import UsageError, weights
 
 SHARES = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # of the learning rates, for what is reused
 
@@ -78,3 +78,19 @@ def left(run, G, loss):
         first = bool(worth[0] <= worth[1])
     kept, other = (G.g1, G.g2) if first else (G.g2, G.g1)
     return {"generator": kept, "abandoned": other, "decoder": G.decoder}
+
+
+def taken_up(run, folder, which="generator"):
+    """What the AEAHL.py run in `folder` left, `which` of its nets and its decoder, beside a new net: ready to make images, z (B, latent) ->
+    (B, C, H, W) in [0, 1]. UsageError where there is none, or of another size."""
+    path = Path(folder) / f"{which}.pt"
+    if not path.exists() or not path.with_name("decoder.pt").exists():
+        raise UsageError(
+            f"no {path.name} with a decoder.pt in {folder}; give the checkpoints' folder of a finished AEAHL.py run (--generator rg)"
+        )
+    _, meta = weights(path)
+    G = Fusion(meta.get("latent", 256), run.data.shape, meta.get("ngf", 64))
+    for net, name in ((G.g2, which), (G.decoder, "decoder")):
+        source = path.with_name(f"{name}.pt")
+        run.fill(net, source, *run.record.source(source), same=("shape",), kind=f"a generator of {run.args.teacher}'s images")
+    return recalibrate(place(run, G), lambda: torch.randn(256, G.g1.latent, device=run.device))

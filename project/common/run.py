@@ -466,7 +466,7 @@ class Run:
         nets = nets or ({"student": self.student} if self.student else {})
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        meta |= {k: getattr(nets["generator"], k) for k in ("latent", "ngf")} if "generator" in nets else {}
+        meta |= {k: getattr(net, k) for net in nets.values() if isinstance(net, Generator) for k in ("latent", "ngf")}
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(said)}", result | {"command": self.command})
 
     def total(self):

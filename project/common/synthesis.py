@@ -77,6 +77,7 @@ class Synthesis(Distill):
     images: Literal["pool", "fresh"] = "pool"  # what the student learns from: all that was ever made, or the generator's at each step
     init_pool: str = ""  # a pool.npy of images to begin with
     cache: bool = False  # keep the teacher's answers to the pool's images (with crop_flip 162 views each, float32); a killed run asks again
+    contrast: float = 0.0  # share of the student's images that are normalised twice, a control, in [0, 1]
     eval: bool = True  # switched off: no data set is read at all, and nothing is evaluated
 
     def presets(self):
@@ -86,8 +87,8 @@ class Synthesis(Distill):
     def validate(self):
         if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
             raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
-        if self.cache and self.images != "pool":
-            raise UsageError("--cache keeps answers to the pool's images; it goes with --images pool")
+        if self.cache and (self.images != "pool" or self.contrast):
+            raise UsageError("--cache keeps answers to the pool's images as they are; it goes with --images pool and --contrast 0")
         if not any((self.w_bn, self.w_oh, self.w_adv, self.w_even, self.w_act, self.w_cr)):
             raise UsageError("all weights of the synthesis are 0, so that it has nothing to go by; give --w_bn or another")
 
@@ -163,6 +164,9 @@ class Synthesiser:
         data, augment, teacher = self.run.data, self.args.augment, self.run.teacher
         which = torch.randint(data.views(augment), (len(i),), device=i.device)
         x = data.view(self.pool.x[i], augment, which)
+        if self.args.contrast:
+            twice = torch.rand(len(x), 1, 1, 1, device=x.device) < self.args.contrast
+            x = torch.where(twice, (x - data.mean) / data.std, x)
         if self.cached is None:
             return x, teacher.inside(x)[0].float()
         t = self.cached[i, which]
@@ -280,7 +284,9 @@ class Synthesiser:
 
 def show(run, syn, export=0):
     """Leaves in the logs the latest images as one picture, the synthesis's terms, and `export` images of the pool as PNG files."""
-    save_image(syn.shown(), run.record.logs / "synthetic.png", nrow=10)
+    x = syn.shown()
+    large = max(1, 32 // x.shape[-1])
+    save_image(x.repeat_interleave(large, 2).repeat_interleave(large, 3), run.record.logs / "synthetic.png", nrow=10)
     syn.save_curves(run.record.logs / "synthesis.npy")
     if export:
         folder = run.record.logs / "pool"
