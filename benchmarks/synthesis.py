@@ -1,6 +1,6 @@
 """What data-free distillation is timed against: the passes that its steps cannot do without.
 
-    python benchmarks/synthesis.py [--device cuda] [--teacher WRN40_2] [--model WRN16_1] [--batch 256] [--steps 20] [--rounds 3] [--amp bf16]
+    python benchmarks/synthesis.py [--device cuda] [--teacher WRN40_2] [--model WRN16_1] [--batch 256] [--steps 20] [--amp bf16]
 
 Rows: a step of the student (a view of the pool, the teacher's answer, the student's passes and step) and a step of a synthesis
 (generator, teacher, student, forward and backward), each against the same passes on images that lie ready, and nothing else: the median of
@@ -111,9 +111,8 @@ def main():
     device = torch.device(args.device)
     noise = (torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.arange(2))
     datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 3, 32, lambda folder, train: noise, "nothing")
-    print(
-        f"{args.teacher} -> {args.model}, batch {args.batch}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, amp {args.amp}"
-    )
+    where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, amp {args.amp}"
+    print(f"{args.teacher} -> {args.model}, batch {args.batch}, {where}", flush=True)
 
     def row(name, ours, floor, n, m=None):
         timed(floor, device), timed(ours, device)  # to warm up

@@ -335,6 +335,33 @@ def test_labels_of_an_unknown_row_are_one_line(tmp_path):
         table.main([str(tmp_path / "labels.toml"), "--dry_run"])
 
 
+def test_a_generator_made_by_another_teacher_is_reused(tmp_path, capsys):
+    text = """
+like = "aeahl-ablation"
+dataset = "Digits"
+seeds = [0, 1]
+rows = [
+  { name = "RG", script = "AEAHL" },
+  { name = "reused", script = "AEAHL", options = { mode = "reuse_fix", tag = "fix" }, reuse = { row = "RG", pair = "ResNet20 -> ResNet8" } },
+  { name = "again", script = "AEAHL", options = { mode = "reuse_common", tag = "again" }, reuse = { row = "reused" } },
+]
+pairs = ["ResNet14 -> ResNet8"]
+"""
+    (tmp_path / "reuse.toml").write_text(text)
+    table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("project/teacher.py" in line for line in lines) == 2 and sum("project/AEAHL.py" in line for line in lines) == 2 * 4
+    fixed, again = (next(line for line in lines if f"--tag {t} " in line and "--seed 1" in line) for t in ("fix", "again"))
+    assert (
+        "--teacher ResNet14" in fixed
+        and "--reuse_generator_path checkpoints/AEAHL/Digits/ResNet20_to_ResNet8-inside/seed1/generator.pt" in fixed
+    )
+    assert "--reuse_generator_path checkpoints/AEAHL/Digits/ResNet14_to_ResNet8-inside-fix/seed1/generator.pt" in again
+    (tmp_path / "reuse.toml").write_text(text.replace('row = "RG", pair', 'row = "GR", pair'))
+    with pytest.raises(UsageError, match="row 'reused' wants to reuse .*'GR'"):
+        table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
+
+
 def test_a_paper_that_names_no_student_is_compared_too(tiny, capsys, monkeypatch):
     monkeypatch.setattr(
         report, "published", lambda paper: {("Digits", "ResNet8", "", "KD"): 90.0, ("Digits", "ResNet8", "ResNet8", "CE"): 80.0}

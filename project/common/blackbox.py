@@ -61,7 +61,8 @@ class BlackBox:
         self.open()
         found = [m for m in self.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         if not found:
-            raise UsageError("the teacher has no batch norm, whose statistics could be matched; take one that has, or go without: --w_bn 0")
+            hint = "take one that has (VGG11_BN for VGG11), or go without: --w_bn 0"
+            raise UsageError(f"the teacher has no batch norm, whose statistics could be matched; {hint}")
         return found
 
     def open(self):

@@ -11,7 +11,18 @@ from typing import ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError
 
-ALIASES = {"model": ["student"], "response": ["res_type"], "sr_mode": ["mode"], "hard_loss": ["hl"]}
+ALIASES = {  # the spellings of the papers' code
+    "model": ["student"],
+    "response": ["res_type"],
+    "sr_mode": ["mode"],
+    "hard_loss": ["hl"],
+    "epochs": ["epoch"],
+    "weight_decay": ["wd"],
+    "milestones": ["lr_decay_milestones"],
+    "data_dir": ["data_root"],
+    "checkpoints_dir": ["save_dir"],
+    "device": ["gpu"],
+}
 
 
 @dataclass
@@ -38,7 +49,7 @@ class Base:
     milestones: str = "1/3,2/3"  # epochs at which it is multiplied by gamma, or shares of all epochs
     gamma: float = 0.1  # in (0, 1]
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated, in [1, 1000000]
-    device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or 1 ...
     amp: Literal["off", "bf16"] = "off"  # bf16: forward passes in bfloat16
     compile: bool = False  # torch.compile the net that is trained
     deterministic: bool = False  # bit-identical repetition on a GPU too, slower

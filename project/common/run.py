@@ -515,6 +515,7 @@ def imagined(trained, args):
 
 def device_of(args):
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"cuda:{name}" if name.isdigit() else name
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
