@@ -7,9 +7,10 @@ The released code of AEAHL-RG, 2024; its frame is FastDFKD, Fang et al. 2022, ht
 
 Differs: the two nets begin apart (released, and --twins: equal, and so for ever). The attack moves pixels by eps at most, images are
 normalised once, and the share pa really contradicts its label (released, and --aea_compat: no bound, twice, shown whether or not the
-class changed). It learns on 64 images of a batch (released: all). The pool's pixels are rounded, not truncated. The last epoch counts, not
-the best on test images. A saved generator has batch-norm statistics of its own images. --epochs are the student's; the cosine ends at 0,
-not 2e-4. Other methods in the same frame are presets: cmi contrasts the teacher's features as they are (CMI: behind a learned head).
+class changed). It learns on 64 images of a synthesis's last three steps (released: all of all). The pool's pixels are rounded, not
+truncated. The last epoch counts, not the best on test images. A saved generator has batch-norm statistics of its own images. --epochs are
+the student's; the cosine ends at 0, not 2e-4. Other methods in the same frame are presets: cmi contrasts the teacher's features as they
+are (CMI: behind a learned head), dfq, zskt and dafl show the student new images at each step, of the generator in training mode.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Args(Reuse):
     swap: bool = False  # the more certain of an image and its attacked version is the natural one; every image is attacked for it
     require_flip: bool = True  # switched off: also attacked images whose class has not changed are shown
     gap_width: int = 64  # channels of the attacking net's first layer, in [1, 1024]
-    gap_images: int = 64  # of each synthesis step, on which the attacking net learns, in [2, 1000000]
+    gap_steps: int = 3  # of each synthesis, its last, in which that net learns, in [0, 1000000]
+    gap_images: int = 64  # of a batch on which it learns, in [2, 1000000]
     aea_compat: bool = False  # the attack as the released code has it
     export: int = 0  # images of the pool that are written as PNG files into the logs, in [0, 1000000000]
 
@@ -62,7 +64,7 @@ def main(argv=None):
         }
         if args.w_adv and syn.calls >= syn.warmup:
             terms["adv"] = -args.w_adv * disagreement(student(x), t, args.adv_on == "agreed")
-        if attack:
+        if attack and (args.aea_compat or syn.step >= syn.steps - args.gap_steps):
             attack.learn(x.detach(), t.detach())
         return {k: v for k, v in terms.items() if k == "adv" or getattr(args, f"w_{k}")}
 

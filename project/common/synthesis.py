@@ -188,8 +188,8 @@ class Synthesiser:
         z = self.noise().requires_grad_(a.lr_z > 0)
         optimizer, sums = self.begin(z), None
         best, kept, terms_of = torch.tensor(torch.inf, device=run.device), None, []
-        for _ in range(self.steps):
-            x = self.moved(z)  # (B, C, H, W) in [0, 1]
+        for step in range(self.steps):
+            self.step, x = step, self.moved(z)  # (B, C, H, W) in [0, 1]
             terms = self.loss(x, y)
             total = sum(terms.values())
             better = total.detach() < best
