@@ -7,11 +7,12 @@ BANK = 4096  # features that a contrast looks back upon
 
 
 class Moments(torch.autograd.Function):
-    """x (N, C, H, W) -> its mean and biased variance (C,) each, float32; a pass each way, where autograd's own would make seven."""
+    """x (N, C, H, W) -> its mean and biased variance (C,) each, float32 or better; a pass each way, where autograd's own would make seven."""
 
     @staticmethod
     def forward(ctx, x):
-        _, mean, inverse_std = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 1e-12)
+        exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
+        _, mean, inverse_std = torch.native_batch_norm(exact, None, None, None, None, True, 0.0, 1e-12)
         ctx.save_for_backward(x, mean)
         return mean, inverse_std.pow(-2)
 

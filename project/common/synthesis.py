@@ -155,7 +155,7 @@ class Synthesiser:
 
     @torch.no_grad()
     def fresh(self):
-        x = self.run.data.view(self.G(self.noise()), self.args.augment)
+        x = self.run.data.view(self.images(self.G, self.noise()), self.args.augment)
         return x, self.run.teacher.inside(x)[0].float()
 
     @torch.no_grad()
@@ -176,6 +176,11 @@ class Synthesiser:
 
     # ---- images
 
+    def images(self, G, z):
+        """G(z), (B, C, H, W) in [0, 1], float32 also where the rest is bfloat16, which has no 256 values near 1."""
+        with torch.autocast(self.run.device.type, enabled=False):
+            return G(z)
+
     def noise(self):
         return torch.randn(self.args.batch_size, self.args.latent, device=self.run.device)
 
@@ -189,7 +194,7 @@ class Synthesiser:
         optimizer, sums = self.begin(z), None
         best, kept, terms_of = torch.tensor(torch.inf, device=run.device), None, []
         for step in range(self.steps):
-            self.step, x = step, self.moved(z)  # (B, C, H, W) in [0, 1]
+            self.step, x = step, self.images(self.moved, z)
             terms = self.loss(x, y)
             total = sum(terms.values())
             better = total.detach() < best
@@ -235,7 +240,7 @@ class Synthesiser:
         names = [n for n in ("bn", "oh", "adv", "even", "act", "cr") if getattr(self.args, f"w_{n}")]
         self.names, nan = names, torch.tensor(torch.nan, device=self.run.device)
         rows = torch.stack([torch.stack([terms.get(n, nan).float() for n in names]) for terms in terms_of])
-        self.curves.append(rows.cpu() if len(self.curves) % 50 == 0 else rows)
+        self.curves.append(rows.cpu())
 
     def log(self):
         """The last synthesis's terms at its first and its last step, and the pool's size."""
@@ -248,7 +253,7 @@ class Synthesiser:
 
     def save_curves(self, path):
         """A .npy file of all terms, with names: a structured array (syntheses, steps)."""
-        values = torch.stack([c.cpu() for c in self.curves]).numpy()
+        values = torch.stack(self.curves).numpy()
         with atomic(path) as f:
             np.save(f, np.rec.fromarrays(np.moveaxis(values, 2, 0), names=",".join(self.names)).view(np.ndarray))
 
@@ -269,7 +274,7 @@ class Synthesiser:
             "bank": self.bank.state_dict(),
             "calls": self.calls,
         }
-        return kept | {"curves": torch.stack([c.cpu() for c in self.curves]), "names": self.names, "pool": self.pool.state_dict()}
+        return kept | {"curves": torch.stack(self.curves), "names": self.names, "pool": self.pool.state_dict()}
 
     def load_state_dict(self, state):
         device = self.run.device
