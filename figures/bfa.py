@@ -40,6 +40,7 @@ class Args(Asks):
     batch_size: int = 128  # images that guide a search, in [2, 1000000]
     iterations: int = 20  # of a search, one flip or more each, in [1, 100000]
     repetitions: int = 5  # searches of each source, each on other images, in [1, 10000]
+    samples: int = 2000  # test images on which the accuracy after each flip is measured, in [1, 1000000000]
     top: int = 10  # weights of a layer that are looked at, in [1, 100000]
 
 
@@ -124,6 +125,7 @@ def draw(curves, title, path):
         left.plot(range(n), y.mean(0), color=f"C{i}", label=name)
         left.fill_between(range(n), y.amin(0), y.amax(0), color=f"C{i}", alpha=0.15)
     right.boxplot([[s[-1] for s in searches] for searches in curves.values()], tick_labels=list(curves))
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="iterations of the search", ylabel="test accuracy, %")
     right.set(xlabel="at the end")
     left.legend(frameon=False)
@@ -149,8 +151,11 @@ def main(argv=None):
             found[name] = lambda n, G=G: G(torch.randn(n, G.g1.latent, device=run.device))
         return found
 
+    some = torch.randperm(len(run.test), generator=torch.Generator().manual_seed(args.seed))[: args.samples].sort().values
+    test = run.test.subset(some)
+
     def accuracy(net):
-        return percent(run.infer(net, run.test).argmax(1) == run.test.y)
+        return percent(run.infer(net, test).argmax(1) == test.y)
 
     found = sources()
     whole, small = run.teacher.net, copy.deepcopy(run.teacher.net)

@@ -225,7 +225,8 @@ def test_a_pool_rounds_keeps_and_can_be_read_at_any_time(tmp_path):
     with pytest.raises(UsageError, match=r"uint8 \(16, 1, 8, 8\), not uint8 images \(N, 3, 8, 8\); a pool of another run"):
         read_pool(tmp_path / "pool.npy", (3, 8, 8))
     (tmp_path / "no.npy").write_bytes(b"\x93NUMPY\x01")
-    for name, words in (("no.npy", "cannot be read as a pool"), ("none.npy", "no pool")):
+    torch.save({"a": x}, tmp_path / "weights.pt")
+    for name, words in (("no.npy", "cannot be read as a pool"), ("none.npy", "no pool"), ("weights.pt", "holds no array")):
         with pytest.raises(UsageError, match=words):
             read_pool(tmp_path / name, (1, 8, 8))
 

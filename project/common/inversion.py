@@ -7,7 +7,7 @@ BANK = 4096  # features that a contrast looks back upon
 
 
 class Moments(torch.autograd.Function):
-    """x (N, C, H, W) -> its mean and biased variance (C,) each, float32 or better; a pass each way, where autograd's own would make seven."""
+    """x (N, C, H, W) -> its mean and biased variance (C,) each, float32 or better; a pass each way (autograd's own: seven)."""
 
     @staticmethod
     def forward(ctx, x):

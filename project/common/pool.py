@@ -59,6 +59,7 @@ def read_pool(path, shape):
         raise UsageError(f"no pool {path}; AEAHL.py leaves one in its folder: pool.npy") from None
     except (ValueError, OSError, EOFError) as e:
         raise UsageError(f"{path} cannot be read as a pool ({e}); it is truncated or of another kind") from None
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != tuple(shape):
-        raise UsageError(f"{path} holds {x.dtype} {x.shape}, not uint8 images (N, {', '.join(map(str, shape))}); a pool of another run?")
+    what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else "no array"
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape[1:] != tuple(shape):
+        raise UsageError(f"{path} holds {what}, not uint8 images (N, {', '.join(map(str, shape))}); a pool of another run?")
     return x

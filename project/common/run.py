@@ -480,7 +480,8 @@ class Run:
             return
         words = [word(k, v) for k, v in row.items() if k != "epoch"]
         words += [f"{self.teacher.counts['queries']:,} queries"] if self.teacher else []
-        say(f"epoch {row['epoch']}/{total}  {'  '.join(words)}  {time.time() - self.epoch_began:.2g} s, {clock(left)} left")
+        took = time.time() - self.epoch_began
+        say(f"epoch {row['epoch']}/{total}  {'  '.join(words)}  {took:{'.2g' if took < 99 else '.0f'}} s, {clock(left)} left")
         self.printed = time.time()
 
     def device_name(self):
