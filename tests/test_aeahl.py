@@ -231,6 +231,21 @@ def test_a_pool_rounds_keeps_and_can_be_read_at_any_time(tmp_path):
             read_pool(tmp_path / name, (1, 8, 8))
 
 
+def test_a_folder_of_pictures_is_a_pool(tmp_path):
+    from torchvision.utils import save_image
+
+    for channels in (1, 3):
+        x = torch.randint(0, 256, (4, channels, 8, 8), dtype=torch.uint8)
+        for i, image in enumerate(x):
+            save_image(image.float() / 255, tmp_path / f"{i}.png")
+        assert np.array_equal(read_pool(tmp_path, (channels, 8, 8)), x.numpy())
+    with pytest.raises(UsageError, match="0.png is 8 x 8 pixels, not 12 x 12"):
+        read_pool(tmp_path, (1, 12, 12))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="no PNG or JPEG"):
+        read_pool(tmp_path / "none", (1, 8, 8))
+
+
 def test_cached_answers_are_those_of_the_same_view(opened):
     run = opened(augment="crop", cache=True)
     syn = synthesiser(run)
@@ -388,6 +403,12 @@ def test_presets_follow_from_method_teacher_and_data_set_and_yield_to_what_is_gi
     assert (a.w_adv, a.w_oh, a.w_bn, a.g_steps, a.batch_size, a.augment) == (1.33, 0.5, 10, 10, 256, "crop_flip")
     a = of("--dataset", "ImageNet", "--g_steps", "20")
     assert (a.g_steps, a.batch_size) == (20, 64)
+    assert (of("--g_steps", "2").lr_g, of("--g_steps", "2").lr_z, of("--g-steps=5").lr_g, of("--g_steps", "2", "--lr_g", "1").lr_g) == (
+        5e-3,
+        0.015,
+        3e-3,
+        1,
+    )
     a = of("--preset", "dfq", "--teacher", "WRN40_2")
     assert (a.generator, a.meta, a.w_adv, a.w_even, a.w_oh, a.kd_steps, a.images, a.lr) == ("single", "none", 1, 20, 1, 10, "fresh", 0.1)
     assert of("--preset", "dfq", "--lr", "0.3").lr == 0.3

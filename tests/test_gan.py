@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.gan import Discriminator, Generator, UpConv
+from common.gan import Discriminator, Generator, Mirror, UpConv
 from common.utils import UsageError
 
 
@@ -46,3 +46,12 @@ def test_batch_norm_hides_batches_from_a_discriminator_that_sees_them_apart():
     apart = abs(D(a).mean() - D(b).mean())
     of_a, of_b = D(torch.cat([a, b])).chunk(2)
     assert apart < 1e-4 < 1e-3 < abs(of_a.mean() - of_b.mean())
+
+
+def test_mirrored_borders_are_torchs():
+    x = torch.randn(2, 3, 5, 6, dtype=torch.double, requires_grad=True)
+    for pad in (1, 3):
+        ours, theirs = Mirror(pad)(x), F.pad(x, (pad,) * 4, mode="reflect")
+        w = torch.randn_like(ours)
+        assert torch.equal(ours, theirs)
+        assert torch.allclose(*(torch.autograd.grad((y * w).sum(), x)[0] for y in (ours, theirs)))

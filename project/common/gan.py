@@ -74,10 +74,10 @@ class Perturbation(nn.Module):
     def __init__(self, channels, width=64):
         super().__init__()
         w, w2, w4 = width, 2 * width, 4 * width
-        down = [nn.ReflectionPad2d(3), *norm_relu(nn.Conv2d(channels, w, 7, bias=False))]
+        down = [Mirror(3), *norm_relu(nn.Conv2d(channels, w, 7, bias=False))]
         down += [*norm_relu(nn.Conv2d(w, w2, 3, 2, 1, bias=False)), *norm_relu(nn.Conv2d(w2, w4, 3, 2, 1, bias=False))]
         up = [nn.ConvTranspose2d(c, c // 2, 3, 2, 1, output_padding=1, bias=False) for c in (w4, w2)]
-        last = [nn.ReflectionPad2d(3), nn.Conv2d(w, channels, 7), nn.Tanh()]
+        last = [Mirror(3), nn.Conv2d(w, channels, 7), nn.Tanh()]
         blocks = [Residual(w4) for _ in range(6)]
         self.net = nn.Sequential(*down, *blocks, *norm_relu(up[0]), *norm_relu(up[1]), *last)
         init_dcgan(self)
@@ -91,10 +91,24 @@ class Residual(nn.Module):
     def __init__(self, width):
         super().__init__()
         first, second = (nn.Conv2d(width, width, 3, bias=False) for _ in range(2))
-        self.net = nn.Sequential(nn.ReflectionPad2d(1), *norm_relu(first), nn.ReflectionPad2d(1), *norm_relu(second)[:2])
+        self.net = nn.Sequential(Mirror(1), *norm_relu(first), Mirror(1), *norm_relu(second)[:2])
 
     def forward(self, x):
         return x + self.net(x)
+
+
+class Mirror(nn.Module):
+    """torch's ReflectionPad2d, with a gradient that is the same each time on a GPU too (--deterministic)."""
+
+    def __init__(self, pad):
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, x):
+        for d in (2, 3):
+            ends = x.narrow(d, 1, self.pad).flip(d), x.narrow(d, x.shape[d] - 1 - self.pad, self.pad).flip(d)
+            x = torch.cat([ends[0], x, ends[1]], d)
+        return x
 
 
 def norm_relu(conv):

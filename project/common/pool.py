@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .utils import UsageError
 
@@ -52,9 +53,9 @@ class Pool:
 
 
 def read_pool(path, shape):
-    """The images uint8 (N, C, H, W) of a pool.npy; UsageError where it holds anything but images of this shape (C, H, W)."""
+    """The images uint8 (N, C, H, W) of a pool.npy or of the files in a folder; UsageError where one is not of this shape (C, H, W)."""
     try:
-        x = np.load(path, allow_pickle=False)
+        x = pictures(Path(path), shape) if Path(path).is_dir() else np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"no pool {path}; AEAHL.py leaves one in its folder: pool.npy") from None
     except (ValueError, OSError, EOFError) as e:
@@ -63,3 +64,14 @@ def read_pool(path, shape):
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape[1:] != tuple(shape):
         raise UsageError(f"{path} holds {what}, not uint8 images (N, {', '.join(map(str, shape))}); a pool of another run?")
     return x
+
+
+def pictures(folder, shape):
+    """The PNG and JPEG files of a folder by name, uint8 (N, C, H, W); ValueError where there is none, or one of another size."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    read = [np.asarray(Image.open(f).convert("RGB" if shape[0] == 3 else "L")) for f in files]
+    if off := [f"{f.name} is {x.shape[1]} x {x.shape[0]}" for f, x in zip(files, read, strict=True) if x.shape[:2] != tuple(shape[1:])]:
+        raise ValueError(f"{off[0]} pixels, not {shape[2]} x {shape[1]}")
+    if not read:
+        raise ValueError("no PNG or JPEG file in it")
+    return np.stack(read).reshape(len(read), *shape[1:], shape[0]).transpose(0, 3, 1, 2).copy()

@@ -36,6 +36,7 @@ PRESETS = {  # the settings of CMI's and FastDFKD's scripts
     "dafl": LATEST | {"kd_steps": 5, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
 }
 OF_TEACHER = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
+OF_STEPS = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3}}  # FastDFKD-2 and -5
 MIRRORED = {"augment": "crop_flip"}
 OF_DATASET = {"CIFAR10": MIRRORED, "CIFAR100": MIRRORED}
 OF_DATASET |= {"TinyImageNet": MIRRORED | {"g_steps": 50}, "ImageNet": MIRRORED | {"g_steps": 50, "batch_size": 64}}
@@ -75,14 +76,14 @@ class Synthesis(Distill):
     adv_on: Literal["agreed", "all"] = "agreed"  # images whose divergence is made large: those of which both say the same class, or all
     bn_momentum: float = 0.9  # share of earlier syntheses in the statistics that are matched, in [0, 1)
     images: Literal["pool", "fresh"] = "pool"  # what the student learns from: all that was ever made, or the generator's at each step
-    init_pool: str = ""  # a pool.npy of images to begin with
+    init_pool: str = ""  # images to begin with: another run's pool.npy, or a folder of PNG or JPEG files
     cache: bool = False  # keep the teacher's answers to the pool's images (with crop_flip 162 views each, float32); a killed run asks again
     contrast: float = 0.0  # share of the student's images that are normalised twice, a control, in [0, 1]
     eval: bool = True  # switched off: no data set is read at all, and nothing is evaluated
 
     def presets(self):
-        near = OF_TEACHER.get(canonical(self.teacher), {}), OF_DATASET.get(matching(self.dataset, OF_DATASET), {})
-        return near[0] | near[1] | PRESETS[self.preset]
+        of_dataset = OF_DATASET.get(matching(self.dataset, OF_DATASET), {})
+        return OF_TEACHER.get(canonical(self.teacher), {}) | of_dataset | OF_STEPS.get(self.g_steps, {}) | PRESETS[self.preset]
 
     def validate(self):
         if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
