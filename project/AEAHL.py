@@ -56,17 +56,16 @@ def main(argv=None):
         with taps:
             t, f = teacher.inside(x)  # (B, K), (B, F)
         terms = {
-            "bn": args.w_bn and args.w_bn * taps.loss(),
-            "oh": args.w_oh and args.w_oh * F.cross_entropy(t, wanted if args.wanted == "drawn" else t.argmax(1)),
-            "even": args.w_even and args.w_even * balance(t),
-            "act": args.w_act and -args.w_act * f.abs().mean(),
-            "cr": args.w_cr and args.w_cr * contrast(f, teacher.inside(view(images, args.augment))[1], bank, args.cr_t),
+            "bn": taps.loss,
+            "oh": lambda: F.cross_entropy(t, wanted if args.wanted == "drawn" else t.argmax(1)),
+            "adv": lambda: -disagreement(student(x), t, args.adv_on == "agreed"),
+            "even": lambda: balance(t),
+            "act": lambda: -f.abs().mean(),
+            "cr": lambda: contrast(f, teacher.inside(view(images, args.augment))[1], bank, args.cr_t),
         }
-        if args.w_adv and syn.calls >= syn.warmup:
-            terms["adv"] = -args.w_adv * disagreement(student(x), t, args.adv_on == "agreed")
         if attack and (args.aea_compat or syn.step >= syn.steps - args.gap_steps):
             attack.learn(x.detach(), t.detach())
-        return {k: v for k, v in terms.items() if k == "adv" or getattr(args, f"w_{k}")}
+        return {name: weight * terms[name]() for name, weight in syn.weights().items()}
 
     def loss(x, t, y=None):  # images, the teacher's logits (B, K), hard labels (B,)
         s = student(x)

@@ -22,6 +22,7 @@ from .options import Distill
 from .pool import Pool, read_pool
 from .utils import RunError, UsageError, atomic, matching, say
 
+TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # of a synthesis; w_NAME weighs each
 REPTILE = 67  # the authors' factor on the generator's way, as a gradient
 SINGLE = {"generator": "single", "lr": 0.1, "bn_momentum": 0.0}
 LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "adv_on": "all", "warmup": 0}
@@ -90,7 +91,7 @@ class Synthesis(Distill):
             raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
         if self.cache and (self.images != "pool" or self.contrast):
             raise UsageError("--cache keeps answers to the pool's images as they are; it goes with --images pool and --contrast 0")
-        if not any((self.w_bn, self.w_oh, self.w_adv, self.w_even, self.w_act, self.w_cr)):
+        if not any(getattr(self, f"w_{name}") for name in TERMS):
             raise UsageError("all weights of the synthesis are 0, so that it has nothing to go by; give --w_bn or another")
 
 
@@ -106,6 +107,7 @@ class Synthesiser:
         self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or Bank()
         a, shape = self.args, run.data.shape
         self.calls, self.curves, self.G, self.shares = 0, [], G, shares or {"": 1.0}
+        self.names = [name for name in TERMS if getattr(a, f"w_{name}")]
         for name, p in G.named_parameters():
             p.requires_grad_(self.share(name) > 0)
         self.moved = copy.deepcopy(G) if a.meta in ("fomaml", "reptile") else G
@@ -238,10 +240,12 @@ class Synthesiser:
 
     def note(self, terms_of):
         """Keeps the terms of each step of a synthesis, (g_steps, terms), nan where a term was not."""
-        names = [n for n in ("bn", "oh", "adv", "even", "act", "cr") if getattr(self.args, f"w_{n}")]
-        self.names, nan = names, torch.tensor(torch.nan, device=self.run.device)
-        rows = torch.stack([torch.stack([terms.get(n, nan).float() for n in names]) for terms in terms_of])
-        self.curves.append(rows.cpu())
+        nan = torch.tensor(torch.nan, device=self.run.device)
+        self.curves.append(torch.stack([torch.stack([terms.get(n, nan).float() for n in self.names]) for terms in terms_of]).cpu())
+
+    def weights(self):
+        """{term: its weight} of those that count in this synthesis; the adversarial one from the last of the warm-up on."""
+        return {n: getattr(self.args, f"w_{n}") for n in self.names if n != "adv" or self.calls >= self.warmup}
 
     def log(self):
         """The last synthesis's terms at its first and its last step, and the pool's size."""
@@ -275,7 +279,7 @@ class Synthesiser:
             "bank": self.bank.state_dict(),
             "calls": self.calls,
         }
-        return kept | {"curves": torch.stack(self.curves), "names": self.names, "pool": self.pool.state_dict()}
+        return kept | {"curves": torch.stack(self.curves), "pool": self.pool.state_dict()}
 
     def load_state_dict(self, state):
         device = self.run.device
@@ -283,7 +287,7 @@ class Synthesiser:
         self.main.load_state_dict(state["main"])
         self.taps.past = [tuple(v.to(device) for v in pair) for pair in state["past"]]
         self.bank.load_state_dict(state["bank"])
-        self.calls, self.names, self.curves = state["calls"], state["names"], list(state["curves"])
+        self.calls, self.curves = state["calls"], list(state["curves"])
         if self.args.images == "pool":
             self.pool.load_state_dict(state["pool"])
 
