@@ -61,9 +61,11 @@ class Task:
 # ---- a table's file
 
 
-def read_table(name):
-    """The table's dictionary; UsageError for an unknown table or key."""
+def read_table(name, told=()):
+    """The table's dictionary; UsageError for an unknown table or key. told: the tables that are `like` this one."""
     path = Path(name) if name.endswith(".toml") else ROOT / "tables" / f"{name}.toml"
+    if path in told:
+        raise UsageError(f"{path}: it is `like` itself, by way of {', '.join(p.stem for p in told)}")
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -72,7 +74,7 @@ def read_table(name):
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: {e}") from None
     if "like" in table:  # what it does not say is as in that table
-        table = read_table(table["like"]) | table
+        table = read_table(table["like"], (*told, path)) | table
     for what, keys, allowed in [("table", table, KEYS), *((f"row {r.get('name')!r}", r, ROW_KEYS) for r in table.get("rows", []))]:
         if unknown := set(keys) - allowed:
             raise UsageError(f"{path}: unknown {', '.join(sorted(unknown))} in the {what}; there are: {', '.join(sorted(allowed))}")
@@ -133,7 +135,7 @@ def plan(table, roots):
             more = more | {"reuse_generator_path": str(needs[-1].folder / "generator.pt")}
         return task(row["script"], seed, {"teacher": teacher, "model": student} | private, more, needs)
 
-    for pair in pairs:
+    for pair in table["pairs"]:
         for seed in table["seeds"]:
             for row in table["rows"]:
                 for budget in table.get("budgets", [0]) if issubclass(args_of(row["script"]), Asks) else [0]:

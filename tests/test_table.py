@@ -335,6 +335,13 @@ def test_labels_of_an_unknown_row_are_one_line(tmp_path):
         table.main([str(tmp_path / "labels.toml"), "--dry_run"])
 
 
+def test_tables_that_are_like_each_other_are_one_line(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.toml").write_text(f'like = "{tmp_path}/{other}.toml"')
+    with pytest.raises(UsageError, match="it is `like` itself, by way of a, b"):
+        table.main([str(tmp_path / "a.toml"), "--show"])
+
+
 def test_a_generator_made_by_another_teacher_is_reused(tmp_path, capsys):
     text = """
 like = "aeahl-ablation"

@@ -33,7 +33,7 @@ def seeds(label, K, n, shape, g):
     label(x): the teacher's classes. First noise, then, while classes lack images, smooth noise and mixes of what is there. RunError
     where only one class is found.
     """
-    found, wanted = {}, dict.fromkeys(range(K), -(-n // K))
+    found, wanted, tried = {}, dict.fromkeys(range(K), -(-n // K)), 0
     for i in range(ROUNDS):
         lacking = [k for k in wanted if len(found.get(k, ())) < wanted[k]]
         if not lacking:
@@ -45,7 +45,7 @@ def seeds(label, K, n, shape, g):
             every = torch.cat([*found.values(), smooth(SIZE // 4, shape, g)])
             a, b = (of[torch.randint(len(of), (SIZE,), generator=g)] for of in (first, every))
             x = torch.lerp(a, b, torch.rand(SIZE, 1, generator=g) / 2)
-        s = label(x.view(-1, *shape)).cpu()
+        s, tried = label(x.view(-1, *shape)).cpu(), tried + len(x)
         for k in lacking:
             found[k] = torch.cat([found.get(k, x[:0]), x[s == k]])[: wanted[k]]
             if not len(found[k]):
@@ -53,9 +53,9 @@ def seeds(label, K, n, shape, g):
         if i == ROUNDS // 2:  # what is not there by now will not come: the others share its places
             wanted = dict.fromkeys(found, -(-n // len(found)))
     if len(found) < 2:
-        raise RunError(f"the teacher called {DRAWS:,} images of noise by {len(found)} class: no boundary to move away from")
+        raise RunError(f"the teacher called {tried:,} images of noise by {len(found)} class: no boundary to move away from")
     if missing := sorted(set(range(K)) - set(found)):
-        say(f"the teacher called none of {DRAWS:,} images of noise {', '.join(map(str, missing))}: no sample of what it never says")
+        say(f"the teacher called none of {tried:,} images of noise {', '.join(map(str, missing))}: no sample of what it never says")
     x, s = torch.cat([*found.values()]), torch.cat([torch.full((len(v),), k) for k, v in found.items()])
     order = torch.randperm(len(x), generator=g)[:n]
     if len(order) < n:
