@@ -27,7 +27,8 @@ REPTILE = 67  # the authors' factor on the generator's way, as a gradient
 SINGLE = {"generator": "single", "lr": 0.1, "bn_momentum": 0.0}
 LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "adv_on": "all", "warmup": 0}
 ANEW = SINGLE | {"meta": "fresh"}
-PRESETS = {  # the settings of CMI's and FastDFKD's scripts
+PRESETS = {  # the settings of CMI's and FastDFKD's scripts, for methods of 2112.15278, 2105.08584, 1912.08795 (DeepInversion with its
+    # adversarial term), 2005.04136, 1905.09768, 1904.01186
     "aeahl": {},
     "fastdfkd": {"generator": "single"},
     "cmi": ANEW | {"g_steps": 200, "lr_g": 1e-3, "w_adv": 0.5, "w_bn": 1.0, "w_oh": 1.0, "w_cr": 0.8},
