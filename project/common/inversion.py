@@ -77,7 +77,8 @@ class Bank:
     def remember(self):
         """Takes in the features of the last batch that `contrast` saw."""
         if self.last is not None:
-            self.features = (self.last if self.features is None else torch.cat([self.features, self.last]))[-BANK:]
+            past = [] if self.features is None else [self.features.to(self.last.device)]
+            self.features = torch.cat([*past, self.last])[-BANK:]
 
     def state_dict(self):
         return {"features": self.features}
