@@ -168,7 +168,7 @@ def test_names_with_dashes_underscores_equal_signs_and_old_spellings():
     ("--lamda 0", r"--lamda 0.0: it must be in \(0, 1\]"), ("--lamda 1.5", "must be in"), ("--lamda nan", "must be in"),
     ("--epochs -3", r"--epochs -3: it must be in \[1"), ("--epochs 2.5", "invalid int"), ("--t 0", "must be in"), ("--t 11", "must be in"),
     ("--lr inf", "must be in"), ("--milestones x", "such as 80,160"), ("--milestones 1/0", "such as"), ("--seed -1", "must be in"),
-    ("--lambda 0.1", "unknown option --lambda \\(did you mean --lamda?"), ("--epoch 3", "did you mean --epochs"), ("--amp fp8", "invalid choice"),
+    ("--lambda 0.1", "unknown option --lambda \\(did you mean --lamda?"), ("--epocs 3", "did you mean --epochs"), ("--amp fp8", "invalid choice"),
     ("--batch_size", "expected one argument"), ("stray", "unrecognized"),
 ])  # fmt: skip
 def test_bad_options_are_one_line(argv, words):

@@ -131,7 +131,7 @@ def test_every_method_keeps_to_its_budget(name, script, capsys):
     assert any(f"-q{100 + spent}/seed0" in str(p) for p in script.home.rglob("result.json"))
 
 
-@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5}), ("AEAHL", {})])
+@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5}), ("AEAHL", {"ep_steps": 20})])
 def test_methods_that_ask_at_every_step_refuse_a_budget_too_small(name, more, script):
     with pytest.raises(UsageError, match="allows (100|0) more queries"):
         quick(script, name, query_budget=100, **more)
