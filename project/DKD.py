@@ -11,10 +11,7 @@ The learning rate is 0.02: with beta 8 and t^2 = 25, 0.1 let one run of Digits e
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-
-from common.losses import KL_SCALES
+from common.losses import dkd
 from common.options import Buys
 from common.run import start
 from common.utils import cli
@@ -30,21 +27,6 @@ class Args(Buys):
     beta: float = 8.0  # weight of the other classes' part, in [0, 1000000]
     warmup: int = 20  # epochs over which both weights rise from 0, in [0, 1000000]
     kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on both
-
-
-def decouple(u, top):
-    """Log-probabilities of (target, all others together) (B, 2), and of the others among themselves (B, K - 1), from logits u (B, K)."""
-    others = torch.arange(u.shape[1] - 1, device=u.device).expand(len(u), -1)
-    rest = u.gather(1, others + (others >= top))  # (B, K - 1)
-    both = torch.cat([u.gather(1, top), rest.logsumexp(1, keepdim=True)], 1)
-    return both.log_softmax(1), rest.log_softmax(1)
-
-
-def dkd(s, t, tau=1.0, scale="t2"):
-    """(TCKD, NCKD), equation 7: KL(teacher || student) of both parts; without scale, KL = TCKD + (1 - p_target) NCKD for each image."""
-    top = t.argmax(1, keepdim=True)
-    parts = zip(decouple(s / tau, top), decouple(t / tau, top), strict=True)
-    return [F.kl_div(a, b, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale] for a, b in parts]
 
 
 def main(argv=None):

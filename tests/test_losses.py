@@ -51,7 +51,7 @@ def naive_dkd(s, t, tau):
 
 @pytest.mark.parametrize("tau", [1.0, 5.0])
 def test_dkd_equals_the_masks_and_decomposes_kl(tau):
-    from DKD import dkd
+    from common.losses import dkd
 
     s, t = S.double(), T.double()
     target, others, rest = naive_dkd(s, t, tau)
@@ -61,7 +61,7 @@ def test_dkd_equals_the_masks_and_decomposes_kl(tau):
 
 
 def test_dkd_oracles():
-    from DKD import dkd
+    from common.losses import dkd
 
     assert [v.item() for v in dkd(T, T, 5.0)] == pytest.approx([0, 0], abs=1e-6)
     top = T.argmax(1, keepdim=True)

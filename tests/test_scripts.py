@@ -109,7 +109,7 @@ def test_soft_and_logit_answers_train_the_same_student(name, script):
 def test_each_script_says_what_it_needs_and_is_refused_less(script, capsys):
     assert NEEDS == {
         "teacher": "", "CE": "", "DCGAN": "hard", "KD": "hard", "ML": "soft", "AL": "soft", "DKD": "soft", "DAFL": "inside", "KN": "hard", "AM": "hard",
-        "DB3KD": "hard", "MEKD": "hard", "ZSDB3KD": "hard", "AEAHL": "inside",
+        "DB3KD": "hard", "MEKD": "hard", "ZSDB3KD": "hard", "AEAHL": "inside", "GDA": "logits",
     }  # fmt: skip
     less = {"soft": "topk:3", "inside": "logits"}
     for name, needs in NEEDS.items():

@@ -39,3 +39,19 @@ def balance(t):
     """Negative entropy, in nats, of the mean answer over a batch of logits t (B, K): least where all classes are as frequent."""
     mean = t.softmax(1).mean(0)  # (K,)
     return torch.special.xlogy(mean, mean).sum()
+
+
+def decouple(u, top):
+    """Log-probabilities of (target, all others together) (B, 2), and of the others among themselves (B, K - 1), from logits u (B, K)."""
+    others = torch.arange(u.shape[1] - 1, device=u.device).expand(len(u), -1)
+    rest = u.gather(1, others + (others >= top))  # (B, K - 1)
+    both = torch.cat([u.gather(1, top), rest.logsumexp(1, keepdim=True)], 1)
+    return both.log_softmax(1), rest.log_softmax(1)
+
+
+def dkd(s, t, tau=1.0, scale="t2", y=None):
+    """(TCKD, NCKD) of Zhao et al. 2022, equation 7: KL(teacher || student) of both parts. y: the target classes (B,), by default the
+    teacher's own; without scale, KL = TCKD + (1 - p_target) NCKD for each image."""
+    top = t.argmax(1, keepdim=True) if y is None else y[:, None]
+    parts = zip(decouple(s / tau, top), decouple(t / tau, top), strict=True)
+    return [F.kl_div(a, b, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale] for a, b in parts]

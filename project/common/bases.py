@@ -1,0 +1,59 @@
+"""Losses of logits, image by image, beside which GDA's terms stand: `BASES[name](s, t, y, args, epoch)` gives them by name.
+
+s, t: logits (B, K) of student and teacher; y: labels (B,); args: GDA.py's options; epoch: how many are done, 0 in the first.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .alignment import standardise
+from .losses import dkd, kl
+
+
+def none(s, t, y, args, epoch):
+    return {}
+
+
+def kd(s, t, y, args, epoch):
+    """KD; standardised: Sun et al. 2024, https://arxiv.org/abs/2403.01427."""
+    if args.standardise:
+        s, t = standardise(s), standardise(t)
+    return {"kd": kl(s, t, args.t)}
+
+
+def decoupled(s, t, y, args, epoch):
+    """DKD of the labels' classes, Zhao et al. 2022."""
+    target, others = dkd(s, t, args.t, y=y)
+    rise = min(1.0, (epoch + 1) / max(1, args.dkd_warmup))
+    return {"target": rise * args.dkd_alpha * target, "others": rise * args.dkd_beta * others}
+
+
+def dist(s, t, y, args, epoch):
+    """DIST, Huang et al. 2022, https://arxiv.org/abs/2205.10536: 1 - correlation, between classes for each image and between images."""
+    p, q = (s / args.t).softmax(1), (t / args.t).softmax(1)
+    between = {name: args.t**2 * (1 - pearson(p, q, dim)) for name, dim in (("inter", 1), ("intra", 0))}
+    return {"inter": args.dist_beta * between["inter"], "intra": args.dist_gamma * between["intra"]}
+
+
+def pearson(a, b, dim):
+    """The mean correlation of a and b (B, K) along `dim`; 0 for what is constant."""
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    return ((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)).mean()
+
+
+def augconf(s, t, y, args, epoch):
+    """A share of KD, rising to alpha_max, gives way to the student's own class; Guo et al. 2024, https://arxiv.org/abs/2402.03749."""
+    rising = int(args.ramp * args.epochs)
+    alpha = args.alpha_max * (epoch / rising if epoch < rising else 1.0)
+    return {"kd": (1 - alpha) * kl(s, t, args.t), "own": alpha * F.cross_entropy(s, s.argmax(1))}
+
+
+def adaptconf(s, t, y, args, epoch):
+    """The same by image: the share is larger the surer the student is of its class against the teacher's, and at most a half."""
+    of_teacher = s.gather(1, t.argmax(1, keepdim=True))[:, 0]
+    alpha = torch.sigmoid((of_teacher - s.amax(1)) / args.softness).detach()  # (B,)
+    apart = F.kl_div((s / args.t).log_softmax(1), (t / args.t).log_softmax(1), reduction="none", log_target=True).sum(1) * args.t**2
+    return {"kd": ((1 - alpha) * apart).mean(), "own": (alpha * F.cross_entropy(s, s.argmax(1), reduction="none")).mean()}
+
+
+BASES = {"none": none, "kd": kd, "dkd": decoupled, "dist": dist, "augconf": augconf, "adaptconf": adaptconf}
