@@ -187,6 +187,16 @@ def test_the_terms_are_the_same_for_every_base_and_absent_where_not_wanted(name,
     assert "sk" not in script("GDA", **common | {"w_sk": 0, "tag": "fr"})["log"]
 
 
+def test_the_benchmarks_settings_follow_from_base_and_pair():
+    def of(*argv):
+        return parse(GDA.Args, ["--preset", "mdistiller", *argv])
+
+    a = of("--teacher", "resnet56", "--base", "dkd")
+    assert (a.batch_size, a.lr, a.milestones, a.augment, a.w_gt, a.w_kd, a.dkd_beta) == (64, 0.05, "150,180,210", "crop_flip", 1, 1, 2)
+    a = of("--teacher", "ResNet32x4", "--student", "ShuffleNetV1", "--w_kd", "3")
+    assert (a.lr, a.w_gt, a.w_kd, a.dkd_beta) == (0.01, 0.1, 3, 8) and parse(GDA.Args, []).w_gt == 2
+
+
 def test_labels_or_the_teachers_word_and_images_that_change(script):
     result = script("GDA", epochs=2, lamda=0.2, gt_source="teacher", augment="crop")
     assert result["queries"] == 2 * 259 and result["log"]["gt"] > 0

@@ -1,13 +1,53 @@
 """Losses of logits, image by image, beside which GDA's terms stand: `BASES[name](s, t, y, args, epoch)` gives them by name.
 
-s, t: logits (B, K) of student and teacher; y: labels (B,); args: GDA.py's options; epoch: how many are done, 0 in the first.
+s, t: logits (B, K) of student and teacher; y: labels (B,); args: the options below; epoch: how many are done, 0 in the first.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from .alignment import standardise
+from .hints import HINTS
 from .losses import dkd, kl
+from .models import canonical
+from .options import Buys
+from .utils import UsageError
+
+LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
+BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
+MDISTILLER = {"batch_size": 64, "milestones": "150,180,210", "augment": "crop_flip", "normalize": "dataset"}
+
+
+@dataclass
+class Bases(Buys):
+    preset: Literal["released", "mdistiller"] = "released"  # weights of the released script, or the benchmark with the published numbers
+    base: Literal["none", "kd", "dkd", "dist", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = "kd"  # beside which the terms stand
+    t: float = 4.0  # temperature of the base, in (0, 1000]
+    standardise: bool = False  # kd: of standardised logits
+    dkd_alpha: float = 1.0  # weight of DKD's target part, in [0, 1000000]
+    dkd_beta: float = 2.0  # of its other part, in [0, 1000000]
+    dkd_warmup: int = 20  # epochs over which both rise from 0, in [0, 1000000]
+    dist_beta: float = 2.0  # weight of DIST's correlation between classes, in [0, 1000000]
+    dist_gamma: float = 2.0  # of that between images, in [0, 1000000]
+    alpha_max: float = 0.5  # augconf: share that the student's own class takes over, in [0, 1)
+    ramp: float = 0.3  # share of the epochs over which it rises to that, in [0, 1]
+    softness: float = 0.5  # adaptconf: of the choice between its own class and the teacher's, in (0, 1000000]
+    rkd_distance: float = 25.0  # weight of RKD's distances, in [0, 1000000]
+    rkd_angle: float = 50.0  # of its angles, in [0, 1000000]
+
+    def presets(self):
+        if self.preset == "released":
+            return {}
+        weights = {"w_gt": 1.0, "w_kd": 1.0} if self.base == "dkd" else {"w_gt": 0.1, "w_kd": 0.9}
+        more = {"lr": 0.01 if canonical(self.model) in LIGHT else 0.05, "dkd_beta": BETA.get(canonical(self.teacher), 8.0)}
+        return MDISTILLER | weights | more
+
+    def validate(self):
+        if self.base in HINTS and self.response != "inside":
+            raise UsageError(f"--base {self.base} compares features: it needs a teacher that one may look into, --response inside")
 
 
 def none(s, t, y, args, epoch):

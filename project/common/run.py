@@ -331,13 +331,15 @@ class Run:
 
     # ---- training
 
-    def fit(self, batches, loss, optimizers=(), evaluate=None, until=None, **objects):
+    def fit(self, batches, loss, optimizers=(), evaluate=None, until=None, beside=None, **objects):
         """Minimises the sum of the terms that `loss(*batch)` returns by name, up to the epoch `until`, and logs each under its name.
 
         The student's own optimizer follows the options; those given step beside it. evaluate: gives the numbers to log, the
-        student's accuracy by default. until: the last epoch of args.epochs by default. objects: more that has a state to resume.
+        student's accuracy by default. until: the last epoch of args.epochs by default. beside: a net that the student's optimizer trains
+        too. objects: more that has a state to resume.
         """
-        main = optimizer_of(self.args, self.student)
+        main = optimizer_of(self.args, torch.nn.ModuleList([self.student, *([beside] if beside else [])]))
+        objects |= {"beside": beside} if beside else {}
         every = [main, *optimizers]
         named = {f"optimizer{i}": o for i, o in enumerate(every)}
         for epoch in self.epochs(evaluate or self.accuracy, until, student=self.student, **named, **objects):
