@@ -49,7 +49,7 @@ class Synthesis(Distill):
     NEEDS: ClassVar = "inside"
     DATA: ClassVar = False
 
-    preset: Literal["aeahl", "fastdfkd", "cmi", "adi", "dfq", "zskt", "dafl"] = "aeahl"  # settings, as also of teacher and data set
+    preset: Literal["aeahl", "fastdfkd", "cmi", "adi", "dfq", "zskt", "dafl"] = "aeahl"  # a method's settings, for what is not given here
     response: str = "inside"  # what the teacher answers; this method looks inside it
     epochs: int = 400  # of the student, after the warm-up, in [1, 1000000]
     batch_size: int = 256  # of the student and of a synthesis, in [2, 1000000]
