@@ -22,10 +22,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.options import Asks
+from common.pictures import pyplot, save_figure
 from common.pool import read_pool
 from common.reuse import taken_up
 from common.run import percent, start
-from common.utils import atomic, cli, save_json, say
+from common.utils import cli, save_json, say
 
 BITS = torch.tensor([-128, 64, 32, 16, 8, 4, 2, 1])  # of two's complement, the sign's first
 
@@ -113,10 +114,7 @@ def search(net, layers, x, y, iterations, top):
 
 def draw(curves, title, path):
     """A line a source with a band from its worst to its best search, and a box of where the searches end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=(3, 2), layout="constrained", sharey=True)
     for i, (name, searches) in enumerate(curves.items()):
@@ -132,9 +130,7 @@ def draw(curves, title, path):
     left.grid(alpha=0.3)
     right.grid(alpha=0.3)
     fig.suptitle(title, fontsize=10)
-    with atomic(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 def main(argv=None):

@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.options import Parser
-from common.utils import UsageError, atomic, cli, save_json
+from common.pictures import pyplot, save_figure
+from common.utils import UsageError, cli, save_json
 
 
 def read_run(word):
@@ -66,10 +67,7 @@ def mean(values):
 
 
 def draw(runs, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     terms = [t for t in ("bn", "oh", "adv") if any(t in c.dtype.names for _, c, _ in runs)]
     fig, axes = plt.subplots(1, len(terms) + 1, figsize=(4.2 * (len(terms) + 1), 3.8), squeeze=False, layout="constrained")
@@ -87,9 +85,7 @@ def draw(runs, path):
     axes[0, -1].legend(frameon=False, fontsize=8)
     for ax in axes[0]:
         ax.grid(alpha=0.3)
-    with atomic(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 def main(argv=None):

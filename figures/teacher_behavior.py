@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.attack import perturber
 from common.measures import calibration_error
 from common.options import Asks
+from common.pictures import pyplot, save_figure
 from common.pool import read_pool
 from common.run import start
-from common.utils import atomic, cli, save_json, say
+from common.utils import cli, save_json, say
 
 SHOWN = 10  # images in a row of the picture
 
@@ -91,10 +92,7 @@ def by_chance(n, K, q, tries=200):
 
 def draw(groups, rows, title, path):
     """Histograms of the certainty in each group; below, a row of images a kind, each with `class before > after, certainty`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     fig = plt.figure(figsize=(11, 3.2 + 1.15 * len(rows)), layout="constrained")
     above, below = fig.subfigures(2, 1, height_ratios=(3.2, 1.15 * len(rows)))
@@ -112,9 +110,7 @@ def draw(groups, rows, title, path):
             ax.imshow(x.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set_title(word, fontsize=7, pad=2)
     fig.suptitle(title, fontsize=10)
-    with atomic(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 def main(argv=None):

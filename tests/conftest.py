@@ -8,6 +8,7 @@ import torch
 
 from common.blackbox import BlackBox
 from common.options import flags
+from common.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ["robustness", "table"]  # they train nothing
@@ -66,3 +67,18 @@ def dying(at):
         return answer(self, *a, **k)
 
     return call
+
+
+def killed_after(epoch, monkeypatch, call):
+    """Makes `call` a run whose process dies when it has saved that epoch."""
+    saving = Record.save_state
+
+    def save_and_die(self, done, *a, **k):
+        saving(self, done, *a, **k | {"force": True})
+        if done == epoch:
+            raise Death
+
+    with monkeypatch.context() as m:
+        m.setattr(Record, "save_state", save_and_die)
+        with pytest.raises(Death):
+            call()

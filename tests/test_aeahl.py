@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import killed_after
 
 from common.attack import Attack
 from common.gan import Fusion, Generator, Perturbation, recalibrate
@@ -489,21 +490,9 @@ def test_a_teacher_without_batch_norm_is_said_and_can_be_gone_without(script):
 
 @pytest.mark.parametrize("options", [{}, {"hard_loss": True, "pa": 0.2}, {"preset": "cmi", "g_steps": 2}, {"preset": "dfq", "kd_steps": 2}])
 def test_a_killed_run_goes_on_to_the_same_bits(options, script, monkeypatch):
-    from common.record import Record
-
     base = SMALL | {"epochs": 3} | options
     script("AEAHL", **base, tag="whole")
-    saving = Record.save_state
-
-    def dies(self, epoch, *a, **k):
-        saving(self, epoch, *a, **k | {"force": True})
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Record, "save_state", dies)
-    with pytest.raises(KeyboardInterrupt):
-        script("AEAHL", **base, tag="cut")
-    monkeypatch.undo()
+    killed_after(2, monkeypatch, lambda: script("AEAHL", **base, tag="cut"))
     script("AEAHL", **base, tag="cut")
     for name in ("student.pt", "generator.pt"):
         a, b = (

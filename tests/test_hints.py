@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import killed_after
 
 from common.hints import FitNet, Review, pyramid, relations
 from common.models import build
@@ -76,22 +77,10 @@ def test_review_compares_at_several_scales():
 
 @pytest.mark.parametrize("name", ["fitnet", "rkd", "reviewkd"])
 def test_bases_of_features_train_and_go_on_where_they_were_killed(name, script, monkeypatch):
-    from common.record import Record
-
     options = {"epochs": 3, "lamda": 0.1, "base": name, "response": "inside", "gda": False, "model": "ResNet14"}
     whole = script("GDA", **options, tag="whole")
     assert whole["bytes"] == 0 and set(whole["log"]) & {"hint", "distance", "review"}
-    saving = Record.save_state
-
-    def dies(self, epoch, *a, **k):
-        saving(self, epoch, *a, **k | {"force": True})
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Record, "save_state", dies)
-    with pytest.raises(KeyboardInterrupt):
-        script("GDA", **options, tag="cut")
-    monkeypatch.undo()
+    killed_after(2, monkeypatch, lambda: script("GDA", **options, tag="cut"))
     assert script("GDA", **options, tag="cut")["log"] == whole["log"]
 
 

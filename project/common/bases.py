@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .alignment import standardise
 from .hints import HINTS
-from .losses import dkd, kl
+from .losses import dkd, kl, kl_of_each
 from .models import canonical
 from .options import Buys
 from .utils import UsageError
@@ -92,8 +92,10 @@ def adaptconf(s, t, y, args, epoch):
     """The same by image: the share is larger the surer the student is of its class against the teacher's, and at most a half."""
     of_teacher = s.gather(1, t.argmax(1, keepdim=True))[:, 0]
     alpha = torch.sigmoid((of_teacher - s.amax(1)) / args.softness).detach()  # (B,)
-    apart = F.kl_div((s / args.t).log_softmax(1), (t / args.t).log_softmax(1), reduction="none", log_target=True).sum(1) * args.t**2
-    return {"kd": ((1 - alpha) * apart).mean(), "own": (alpha * F.cross_entropy(s, s.argmax(1), reduction="none")).mean()}
+    return {
+        "kd": ((1 - alpha) * kl_of_each(s, t, args.t)).mean(),
+        "own": (alpha * F.cross_entropy(s, s.argmax(1), reduction="none")).mean(),
+    }
 
 
 BASES = {"none": none, "kd": kd, "dkd": decoupled, "dist": dist, "augconf": augconf, "adaptconf": adaptconf}

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .losses import kl_of_each
+
 BANK = 4096  # features that a contrast looks back upon
 
 
@@ -64,7 +66,7 @@ def disagreement(s, t, agreed=True):
 
     To be made large, gradient through both: the adversarial term of DFAD's family, of FastDFKD and CMI where they agree.
     """
-    apart = F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="none", log_target=True).sum(1)  # (B,)
+    apart = kl_of_each(s, t)  # (B,)
     return (apart * (s.argmax(1) == t.argmax(1)) if agreed else apart).mean()
 
 

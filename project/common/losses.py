@@ -25,6 +25,11 @@ def kl(s, t, tau=1.0, scale="t2", hard=False):
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * tau ** KL_SCALES[scale]
 
 
+def kl_of_each(s, t, tau=1.0):
+    """tau^2 * KL(softmax(t / tau) || softmax(s / tau)) of each row, (B,)."""
+    return F.kl_div((s / tau).log_softmax(1), (t / tau).log_softmax(1), reduction="none", log_target=True).sum(1) * tau**2
+
+
 def centred(u):
     """Logits (B, K) less their mean: what a soft answer and a student's logits have in common, whatever constant a row has."""
     return u - u.mean(1, keepdim=True)

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import torch
 
-from .utils import atomic
+from .pictures import pyplot, save_figure
 
 
 def calibration_error(p, y, bins=15):
@@ -55,10 +55,7 @@ def copying(synthetic, private, path, pairs=10):
 
 def draw(d, own, synthetic, private, path):
     """Histograms of the distances d and own; below, each synthetic image over the private one that is nearest to it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     from torchvision.utils import make_grid
 
     fig, (above, below) = plt.subplots(2, 1, figsize=(6.4, 5.2), height_ratios=(2, 1), layout="constrained")
@@ -70,17 +67,12 @@ def draw(d, own, synthetic, private, path):
     grid = make_grid(torch.cat([synthetic, private]).float(), len(synthetic), pad_value=1).clamp(0, 1)
     below.imshow(grid.permute(1, 2, 0).cpu().numpy())
     below.set(xticks=[], yticks=[], xlabel="the closest pairs: synthetic above, private below")
-    with atomic(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 def histograms(values, path):
     """A picture of distances: {class: values}, a row a class on a common axis, with the median of each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     finite = {k: [v for v in of if math.isfinite(v)] for k, of in values.items()}
     bins = np.linspace(0, max((max(of) for of in finite.values() if of), default=1) * 1.02, 50)
@@ -93,9 +85,7 @@ def histograms(values, path):
         ax.set_ylabel(f"{k} ({len(of)})", rotation=0, ha="right", va="center")
         ax.spines[["top", "left", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel("Euclidean distance to the decision boundary, pixels in [0, 1]; the line is the median")
-    with atomic(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 # ---- is a difference chance?

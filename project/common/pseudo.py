@@ -3,8 +3,9 @@
 import torch
 
 from .boundary import Search, nearest_of_class, others
+from .pictures import save_grid
 from .priors import dct
-from .utils import RunError, atomic, say
+from .utils import RunError, say
 
 SIZE, ROUNDS = 1024, 100  # images that are asked about at a time to find some of each class, and how often at most
 DRAWS = SIZE * ROUNDS
@@ -118,11 +119,6 @@ class Samples:
 
 def show(snapshots, classes, path):
     """A picture: a row a snapshot of (N, S, C, H, W) uint8, a column a class of classes (N,), the first sample of each."""
-    from torchvision.utils import save_image
-
     first = [(classes == k).nonzero()[0, 0] for k in classes.unique()]
     rows = snapshots[torch.stack(first)].transpose(0, 1).flatten(0, 1).float() / 255  # (S K, C, H, W)
-    side = rows.shape[-1]
-    rows = rows.repeat_interleave(max(1, 56 // side), 2).repeat_interleave(max(1, 56 // side), 3)
-    with atomic(path) as f:
-        save_image(rows, f, nrow=len(first), format="png", pad_value=1)
+    save_grid(rows, path, len(first), 56, pad_value=1)

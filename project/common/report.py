@@ -14,7 +14,7 @@ from .blackbox import KINDS
 from .datasets import spec_of
 from .measures import holm, paired, seeds_needed
 from .models import canonical
-from .utils import atomic
+from .pictures import pyplot, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEVEL = 0.05  # of the tests that make a row bold
@@ -234,10 +234,7 @@ def measured(cells):
 
 def picture(table, cells, path):
     """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(6.4 * len(table["pairs"]), 5.4), squeeze=False, layout="constrained")
     for ax, pair in zip(axes[0], table["pairs"], strict=True):
@@ -248,9 +245,7 @@ def picture(table, cells, path):
         if ax.has_data():
             ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     fig.suptitle(table["title"], fontsize=10)
-    with atomic(path) as f:
-        fig.savefig(f, dpi=150, format="png")
-    plt.close(fig)
+    save_figure(fig, path, dpi=150)
 
 
 def draw_points(ax, table, cells, pair):

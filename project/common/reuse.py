@@ -65,10 +65,8 @@ def left(run, G, loss):
     first, a = run.args.keep != "g2", run.args
     if a.keep in ("activation", "loss"):
         z = torch.randn(a.batch_size, a.latent, device=run.device)
-        noise, y = (
-            torch.rand(a.batch_size, *run.data.shape, device=run.device),
-            torch.arange(a.batch_size, device=run.device) % run.data.classes,
-        )
+        noise = torch.rand(a.batch_size, *run.data.shape, device=run.device)
+        y = torch.arange(a.batch_size, device=run.device) % run.data.classes
         run.student.eval()
         worth = []
         for g in (G.g1, G.g2):

@@ -19,6 +19,7 @@ from .gan import recalibrate
 from .inversion import Bank
 from .models import canonical
 from .options import Distill
+from .pictures import save_grid
 from .pool import Pool, read_pool
 from .utils import RunError, UsageError, atomic, matching, say
 
@@ -108,10 +109,11 @@ class Synthesiser:
         self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or Bank()
         a, shape = self.args, run.data.shape
         self.calls, self.curves, self.G, self.shares = 0, [], G, shares or {"": 1.0}
+        self.adapts = a.meta in ("fomaml", "reptile")  # a copy is moved, then the generator itself
         self.names = [name for name in TERMS if getattr(a, f"w_{name}")]
         for name, p in G.named_parameters():
             p.requires_grad_(self.share(name) > 0)
-        self.moved = copy.deepcopy(G) if a.meta in ("fomaml", "reptile") else G
+        self.moved = copy.deepcopy(G) if self.adapts else G
         self.main = self.adam(G, a.lr_g if a.meta == "none" else a.lr_g_meta or a.g_steps * a.lr_g)
         self.warmup, self.steps = (min(1, a.warmup), min(2, a.g_steps)) if a.dry_run else (a.warmup, a.g_steps)
         calls = self.warmup + (1 if a.dry_run else a.epochs) * -(-a.ep_steps // a.kd_steps)
@@ -121,7 +123,7 @@ class Synthesiser:
         views = run.data.views(a.augment)
         self.cached = torch.full((room, views, run.data.classes), torch.nan, device=run.device) if a.cache else None
         run.teacher.afford(a.batch_size * (calls * a.g_steps + a.epochs * a.ep_steps))
-        if a.meta in ("fomaml", "reptile") and self.main.param_groups[0]["lr"] > 0.03:
+        if self.adapts and self.main.param_groups[0]["lr"] > 0.03:
             say(f"the generator's learning rate from one synthesis to the next is {self.main.param_groups[0]['lr']:g}; --lr_g_meta sets it")
 
     def share(self, name):
@@ -232,7 +234,7 @@ class Synthesiser:
     @torch.no_grad()
     def end(self, sums):
         """Moves the generator itself: by the sum of the copy's gradients (first-order MAML), or towards the copy (Reptile)."""
-        if self.args.meta not in ("fomaml", "reptile"):
+        if not self.adapts:
             return
         pairs = [(p, q) for p, q in zip(self.G.parameters(), self.moved.parameters(), strict=True) if p.requires_grad]
         for (p, q), g in zip(pairs, sums, strict=True):
@@ -295,9 +297,7 @@ class Synthesiser:
 
 def show(run, syn, export=0):
     """Leaves in the logs the latest images as one picture, the synthesis's terms, and `export` images of the pool as PNG files."""
-    x = syn.shown()
-    large = max(1, 32 // x.shape[-1])
-    save_image(x.repeat_interleave(large, 2).repeat_interleave(large, 3), run.record.logs / "synthetic.png", nrow=10)
+    save_grid(syn.shown(), run.record.logs / "synthetic.png", 10, 32)
     syn.save_curves(run.record.logs / "synthesis.npy")
     if export:
         folder = run.record.logs / "pool"
