@@ -39,7 +39,7 @@ class Args(Asks):
     response: str = "inside"  # what the teacher answers; the second attack takes its gradients
     run_path: str = ""  # the checkpoints' folder of a finished AEAHL.py --hard_loss run with this teacher
     samples: int = 2000  # made-up images that are attacked, in [2, 1000000000]
-    cw_samples: int = 100  # real images that Carlini and Wagner's attack gets, in [0, 1000000000]
+    cw_samples: int = 100  # real images that Carlini and Wagner's attack gets, in [1, 1000000000]
     cw_steps: int = 1000  # of Adam, in [1, 1000000]
     cw_c: float = 0.1  # weight of the wrong class against the distance, in (0, 1000000]
     cw_lr: float = 0.01  # learning rate, in (0, 1000]
