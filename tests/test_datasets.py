@@ -126,13 +126,13 @@ def test_what_does_not_fit_is_streamed_with_the_same_images(tmp_path, monkeypatc
     whole = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
     monkeypatch.setattr(datasets, "RESIDENT_BYTES", 0)
     data = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
-    x = torch.cat([x for x, _ in data.train.stream.loader(4, shuffle=False, augment=False)])
+    x = torch.cat([x for x, _ in data.train.stream.loader(4, shuffle=False, augment="none")])
     assert torch.equal(x, whole.train.x) and torch.equal(data.train.y, whole.train.y)
     part = data.train.subset(torch.tensor([3, 5]))
-    assert torch.equal(next(iter(part.stream.loader(4, False, False)))[0], whole.train.x[[3, 5]])
-    batches = datasets.Streamed(data.train, data.train.y, size=4, first=data.view, augment=True)
+    assert torch.equal(next(iter(part.stream.loader(4, False, "none")))[0], whole.train.x[[3, 5]])
+    batches = datasets.Streamed(data.train, data.train.y, size=4, first=data.view, augment="auto")
     assert len(batches) == 4 and all(x.shape == (4, 3, 8, 8) and x.abs().max() <= 1 for x, _ in batches)
-    plain = datasets.Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment=False)
+    plain = datasets.Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment="none")
     means, y = (torch.cat(side) for side in zip(*((x.float().flatten(1).mean(1), y) for x, y in plain), strict=True))
     assert (means[y == 0] < 100).all() and (means[y == 1] > 150).all()  # each image with its own label
 

@@ -36,7 +36,7 @@ def test_vgg_without_batch_norm_lacks_just_its_parameters():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_feature(name):
-    size = 16 if name.startswith(("LeNet", "AlexNet")) else 8
+    size = 16 if name.startswith(("LeNet", "AlexNet", "ConvNet", "ResNet12")) or "bottle" in name else 8
     torch.manual_seed(0)
     net = build(name, 7, (2, size, size)).eval()
     x = torch.randn(3, 2, size, size)

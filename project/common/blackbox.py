@@ -46,14 +46,14 @@ class BlackBox:
     def hard(self):
         return self.response == "hard"
 
-    def inside(self, x):
+    def inside(self, x, kind="synthetic"):
         """Logits (N, K) and penultimate features (N, F) with gradient, for a method that looks inside; counted, but nothing is sent.
 
         UsageError where the teacher is a black box.
         """
         self.open()
         self.afford(len(x))
-        self.count(x, "synthetic", sent=0)
+        self.count(x, kind, sent=0)
         return self.net(x, feature=True)
 
     def norms(self):
@@ -131,3 +131,19 @@ class BlackBox:
 
     def load_state_dict(self, counts):
         self.counts = dict(counts)
+
+
+class Remembered:
+    """`remembered(i, which, x)`: what `ask` answers (B, K) to views `which` (B,) of images i (B,), x as a net sees them; each asked once.
+
+    All of them are kept in memory, float32.
+    """
+
+    def __init__(self, ask, images, views, classes, device):
+        self.ask, self.kept = ask, torch.full((images, views, classes), torch.nan, device=device)
+
+    def __call__(self, i, which, x):
+        t = self.kept[i, which]
+        if len(new := t[:, 0].isnan().nonzero()[:, 0]):
+            t[new] = self.kept[i[new], which[new]] = self.ask(x[new])
+        return t

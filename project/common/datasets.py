@@ -17,8 +17,10 @@ import torch.nn.functional as F
 import torchvision
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import rgb_to_grayscale
+from torchvision.transforms.v2.functional import center_crop, rgb_to_grayscale
 
+from . import fewsets
+from .augment import auto, resized_crop
 from .utils import RunError, UsageError, lookup
 
 RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is streamed
@@ -35,6 +37,7 @@ class Spec:
     files: str
     mean: tuple = ()
     std: tuple = ()
+    novel: callable = None  # few-shot sets: read(folder, "val" or "test") gives images of classes of their own
 
 
 # ---- readers
@@ -112,6 +115,11 @@ def own_folder(root):
     return read
 
 
+def few(read):
+    """The readers of a few-shot set: its base classes are an ordinary data set, whose test images are those held out of them."""
+    return {"read": lambda folder, train: read(folder, "base" if train else "held"), "novel": read}
+
+
 def idx_files(name):
     return f"{name}/raw/train-images-idx3-ubyte.gz and the three beside it (train-labels-idx1, t10k-images-idx3, t10k-labels-idx1)"
 
@@ -132,6 +140,12 @@ DATASETS = {
     "CIFAR10": Spec(10, 3, 32, torchvision_set("CIFAR10"), "cifar-10-python.tar.gz, or its folder cifar-10-batches-py", *CIFAR10),
     "CIFAR100": Spec(100, 3, 32, torchvision_set("CIFAR100"), "cifar-100-python.tar.gz, or its folder cifar-100-python", *CIFAR100),
     "TinyImageNet": Spec(200, 3, 64, tiny_imagenet, "tiny-imagenet-200/, the unpacked tiny-imagenet-200.zip"),
+    "DigitsFS": Spec(64, 1, 16, files="nothing: it comes with scikit-learn", **few(fewsets.digits)),
+    "CIFARFS": Spec(
+        64, 3, 32, files="cifar-100-python.tar.gz, or its folder cifar-100-python", mean=CIFAR100[0], std=CIFAR100[1], **few(fewsets.cifar)
+    ),
+    "miniImageNet": Spec(0, 3, 80, files=fewsets.MINI, mean=IMAGENET[0], std=IMAGENET[1], **few(fewsets.mini)),
+    "Omniglot": Spec(0, 1, 28, files="omniglot-py/images_background/ and omniglot-py/images_evaluation/", **few(fewsets.omniglot)),
     "ImageNet": Spec(1000, 3, 224, imagenet, "imagenet/train/ and imagenet/val/ with a folder a class each", *IMAGENET),
 }
 
@@ -178,20 +192,23 @@ class Data:
     std: torch.Tensor
 
     def view(self, x, augment="none", which=None):
-        """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: none | crop | crop_flip.
+        """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
 
         which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
         """
-        if augment != "none":
+        if augment in ("resized_crop", "auto"):
+            x = resized_crop(x if x.is_floating_point() else x / 255)
+            x = auto(x) if augment == "auto" else x
+        elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
         top = 1 if x.is_floating_point() else 255
         return ((x - self.mean * top) / (self.std * top)).contiguous(memory_format=torch.channels_last)
 
     def views(self, augment):
-        """How many views an image has: shifts by up to an eighth of its side, mirrored or not."""
+        """How many views an image has: shifts by up to an eighth of its side, mirrored or not; 0 for countless ones."""
         shifts = (2 * (self.shape[-1] // 8 or 1) + 1) ** 2
-        return {"none": 1, "crop": shifts, "crop_flip": 2 * shifts}[augment]
+        return {"none": 1, "crop": shifts, "crop_flip": 2 * shifts}.get(augment, 0)
 
 
 def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1, channels=0, imagined=0):
@@ -228,6 +245,15 @@ def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", work
     return Data(name, classes, (spec.channels, size, size), *parts, *per_channel)
 
 
+def novel(name, which, data_dir="data", device="cpu", size=0):
+    """The Images of a few-shot set's `val` or `test` classes, labels from 0; UsageError for a data set that has none."""
+    name, spec = spec_of(name)
+    if not spec.novel:
+        there_are = ", ".join(n for n, s in DATASETS.items() if s.novel)
+        raise UsageError(f"{name} keeps no classes for few-shot episodes; these do: {there_are}")
+    return part(spec.novel, name, spec, Path(data_dir), which, size or spec.size, device, 0)
+
+
 def spec_of(name):
     """(canonical name, Spec)."""
     if name.lower().startswith("folder:"):
@@ -253,8 +279,16 @@ def part(read, name, spec, data_dir, train, size, device, workers):
     stream = Stream(content.samples, torch.arange(len(y)), size, workers)
     if len(y) * spec.channels * size * size > RESIDENT_BYTES:
         return Images(None, y.to(device), stream)
-    x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment=False)])
+    x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment="none")])
     return Images(x.to(device), y.to(device))
+
+
+def zoomed(images):
+    """The images, each enlarged by 8/7 and its middle taken, as timm evaluates; UsageError where they are streamed."""
+    if images.stream:
+        raise UsageError("--zoom is for images in memory; streamed ones are evaluated so already, where they are larger than 64 pixels")
+    size = images.x.shape[-1]
+    return replace(images, x=center_crop(resize(images.x, int(size / 0.875)), [size, size]))
 
 
 def resize(x, size):
@@ -380,12 +414,9 @@ class Stream:
     workers: int
 
     def loader(self, batch_size, shuffle, augment):
-        """Batches of uint8 (B, 3, size, size) and of the images' places in `index` (B,), on the CPU."""
-        read = (
-            [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
-            if augment
-            else [v2.Resize(self.resize_to()), v2.CenterCrop(self.size)]
-        )
+        """Batches of uint8 (B, 3, size, size) and of the images' places in `index` (B,), on the CPU; augmented ones are resized crops."""
+        crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *([v2.AutoAugment()] if augment == "auto" else [])]
+        read = [v2.Resize(self.resize_to()), v2.CenterCrop(self.size)] if augment == "none" else crop
         files = Files(self.samples, self.index, v2.Compose([*read, v2.PILToTensor()]))
         pin = torch.cuda.is_available()
         return torch.utils.data.DataLoader(

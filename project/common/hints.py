@@ -127,7 +127,7 @@ class Hints:
         """Logits (B, K) of the student and of the teacher for images x, and the terms."""
         mine, theirs = self.stages
         with torch.no_grad(), theirs:
-            t, of_t = self.run.teacher.inside(x)
+            t, of_t = self.run.teacher.inside(x, "private")
         with mine:
             s, of_s = self.run.student(x, feature=True)
         return s.float(), t.float(), self.net(mine.seen, theirs.seen, (of_s, of_t))

@@ -22,6 +22,11 @@ ALIASES = {  # the spellings of the papers' code
     "data_dir": ["data_root"],
     "checkpoints_dir": ["save_dir"],
     "device": ["gpu"],
+    "base": ["distiller"],
+    "w_gt": ["gt_loss_weight"],
+    "w_kd": ["kd_loss_weight"],
+    "w_fr": ["fisher_rao_lamda"],
+    "teacher_path": ["teacher_pretrained"],
 }
 
 
@@ -34,7 +39,8 @@ class Base:
     dataset: str = "MNIST"  # a data set of the list below, or folder:PATH with a folder a class
     img_size: int = 0  # side of the images in pixels, 0 for the data set's usual one, in [0, 4096]
     normalize: Literal["half", "dataset"] = "half"  # half: range [-1, 1]; dataset: the data set's mean and standard deviation
-    augment: Literal["none", "crop", "crop_flip"] = "none"  # shifts, mirror images, at each step; streamed: resized crops, mirrored
+    augment: Literal["none", "crop", "crop_flip", "resized_crop", "auto"] = "none"  # shifts; resized crops; these and AutoAugment
+    zoom: bool = False  # evaluate on images enlarged by 8/7 and cut to their size, as timm does
     lamda: float = 0.1  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
     val: float = 0.0  # share of the training images held out of everything and evaluated instead of the test images, in [0, 1)
     seed: int = 0  # of the run: the private share, the initial weights, the order of images, in [0, 4294967295]
@@ -44,10 +50,15 @@ class Base:
     optimizer: Literal["sgd", "adam"] = "sgd"  # of the net that is trained
     lr: float = 0.1  # learning rate, in (0, 1000]
     momentum: float = 0.9  # of SGD, in [0, 1)
+    nesterov: bool = False  # SGD with Nesterov's momentum
     weight_decay: float = 5e-4  # in [0, 1]
+    decay: Literal["all", "weights"] = "all"  # what it is of; weights: neither of biases nor of batch norm
     schedule: Literal["multistep", "cosine"] = "multistep"  # how the learning rate falls
     milestones: str = "1/3,2/3"  # epochs at which it is multiplied by gamma, or shares of all epochs
     gamma: float = 0.1  # in (0, 1]
+    lr_warmup: int = 0  # epochs over which the learning rate rises from lr_start, in [0, 1000000]
+    lr_start: float = 1e-4  # in (0, 1000]
+    lr_min: float = 0.0  # what the cosine falls to, in [0, 1000]
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated, in [1, 1000000]
     device: str = "auto"  # auto, cpu, cuda, cuda:1 or 1 ...
     amp: Literal["off", "bf16"] = "off"  # bf16: forward passes in bfloat16
@@ -73,9 +84,11 @@ class Base:
 
 @dataclass
 class Asks(Base):
-    """A script that asks a teacher. NEEDS is the least response that its method can work with."""
+    """A script that asks a teacher. NEEDS: the least response that its method can work with. BEGINS: the script whose net of the same model
+    and seed the student begins with."""
 
     NEEDS: ClassVar = "hard"
+    BEGINS: ClassVar = ""
 
     teacher: str = "ResNet32"  # the teacher's architecture, a model of the list below
     teacher_seed: int = 0  # which run of teacher.py, in [0, 4294967295]
@@ -83,6 +96,10 @@ class Asks(Base):
     response: str = "soft"  # what the teacher answers: logits | soft (probabilities) | topk:k | hard (a class) | inside (a white box)
     query_budget: int = 0  # queries that it may be asked, 0 without limit, in [0, 1000000000000]
     private: str = ""  # the edge's data set where it is not the teacher's: private and test images are of it, made alike in size
+
+    def taught(self):
+        """(the script that the teacher is of, the name under which that saves it)."""
+        return "teacher", "teacher"
 
 
 @dataclass
@@ -97,6 +114,13 @@ class Buys(Distill):
     """A script that can train on answers bought once."""
 
     transfer: str = ""  # a transfer.safetensors of any run with this teacher and response: train on what it holds
+    cache: bool = False  # keep the answers to each shifted, mirrored view in memory (162 an image, float32); a killed run asks again
+
+    def validate(self):
+        if self.cache and self.augment not in ("crop", "crop_flip"):
+            raise UsageError(
+                f"--cache keeps answers to views that can be counted, those of --augment crop or crop_flip, not {self.augment}"
+            )
 
 
 def helps(cls):
@@ -133,9 +157,9 @@ def parse(cls, argv=None, script="script.py", epilog=""):
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    texts = helps(cls)
+    texts, aliases = helps(cls), ALIASES | getattr(cls, "ALIASES", {})
     for f in fields(cls):
-        names = [f"--{n}" for n in (f.name, *ALIASES.get(f.name, []))]
+        names = [f"--{n}" for n in (f.name, *aliases.get(f.name, []))]
         text = texts.get(f.name, "").replace("%", "%%")
         if f.type is bool:  # --NAME and --no_NAME, of which help shows the one that changes something
             parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS if f.default else text)
@@ -192,7 +216,9 @@ def milestones(args):
 
 
 def lr_at(args, epoch):
-    """The learning rate of epoch 1, 2, ..., args.epochs."""
+    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm."""
+    if epoch <= args.lr_warmup:
+        return args.lr_start + (epoch - 1) * (args.lr - args.lr_start) / args.lr_warmup
     if args.schedule == "cosine":
-        return args.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
+        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
     return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))

@@ -148,8 +148,15 @@ class Record:
         """Writes each net as NAME.pt with `meta`, then result.json, which says that the run is finished."""
         for name, net in nets.items():
             save(self.folder / f"{name}.pt", {"model": net.state_dict(), "meta": meta})
-        result = {"line": f"{said} -> {self.folder}", "script": self.script, "dataset": self.args.dataset, "seed": self.args.seed, **result}
-        result |= {"best": self.best, "seconds": round(self.seconds(), 1), "versions": versions()}
+        result = {
+            "line": f"{said} -> {self.folder}",
+            "script": self.script,
+            "dataset": self.args.dataset,
+            "seed": self.args.seed,
+            "best": self.best,
+            **result,
+        }
+        result |= {"seconds": round(self.seconds(), 1), "versions": versions()}
         result |= {"options": settings(self.args), "sources": self.sources, "log": self.rows[-1] if self.rows else {}}
         self.board.close()
         if self.args.dry_run:

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .blackbox import RESPONSES, BlackBox, rank
-from .datasets import DATASETS, Batches, Map, Streamed, load, spec_of, split
+from .blackbox import RESPONSES, BlackBox, Remembered, rank
+from .datasets import DATASETS, Batches, Map, Streamed, load, spec_of, split, zoomed
 from .gan import Generator
 from .losses import kl
 from .measures import calibration_error, copying
 from .models import MODELS, build, canonical
-from .options import Asks, Base, flags, lr_at, milestones, parse, settings
+from .models.base import Classifier
+from .options import Base, flags, lr_at, milestones, parse, settings
 from .record import Record, peak_mb
 from .transfer import Transfer
 from .utils import RunError, UsageError, clock, domain, identity, place, read, save, say, who
@@ -59,15 +60,16 @@ class Run:
             if getattr(args, field, ""):
                 setattr(args, field, spec_of(getattr(args, field))[0])
         for field in ("model", "teacher"):
-            if hasattr(args, field):
+            if getattr(args, field, ""):
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
         self.device, self.stopping, self.done, self.purchases, self.printed, self.laps = device_of(args), None, 0, 0, 0.0, []
         self.handlers, self.spent, self.notes = {}, {}, {}  # the signals' former handlers; what was asked for files this run is made from
+        self.said = []  # what a script adds to its last line
         self.record = Record(script, args)
         with contextlib.suppress(ValueError):  # not in the main thread
             self.handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        trained = self.find_teacher() if isinstance(args, Asks) else None
+        trained = self.find_teacher() if getattr(args, "teacher", "") else None
         self.source = self.data = self.load(getattr(args, "private", "") or args.dataset, imagined(trained, args))
         self.share_out()
         self.teacher = self.truth = None
@@ -94,7 +96,8 @@ class Run:
         if a.val:
             held, rest = split(train.y, a.val, seed=1)
             self.test, train = train.subset(held), train.subset(rest)
-        self.part = "validation" if a.val else "test"
+        self.test = zoomed(self.test) if a.zoom else self.test
+        self.part = "validation" if a.val else "held-out" if spec_of(a.dataset)[1].novel else "test"
         self.private = train.subset(split(train.y, a.lamda, a.seed)[0]) if a.lamda < 1 else train
 
     def open_transfer(self):
@@ -137,9 +140,10 @@ class Run:
         if rank(a.response) < RESPONSES.index(a.NEEDS):
             hint = f"--response {a.NEEDS}, where the teacher gives it, or a script that needs less (README)"
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; take {hint}")
-        path = Path(a.teacher_path or place(a.checkpoints_dir, "teacher", a.dataset, a.teacher, a.teacher_seed) / "teacher.pt")
+        script, net = a.taught()
+        path = Path(a.teacher_path or place(a.checkpoints_dir, script, a.dataset, a.teacher, a.teacher_seed) / f"{net}.pt")
         if not path.exists() and not a.teacher_path:
-            first = self.before("teacher", model=a.teacher, seed=a.teacher_seed)
+            first = self.before(script, model=a.teacher, seed=a.teacher_seed)
             raise UsageError(f"no teacher for {a.dataset} in {path.parent}; first run: {first}")
         return path, *self.record.source(path)
 
@@ -152,7 +156,7 @@ class Run:
     def ask_teacher(self, path, state, meta):
         a = self.args
         self.teacher = BlackBox(self.fill(self.net(a.teacher), path, state, meta), a.response, a.query_budget or None)
-        self.teacher_identity = self.record.sources[str(path)]
+        self.teacher_path, self.teacher_identity = path, self.record.sources[str(path)]
         self.teacher_accuracy, seen = None, "there are no images to test it with"
         if len(self.test):
             self.truth = self.infer(self.teacher.audit, self.test)  # (N, K) the teacher's log-probabilities, to compare with
@@ -164,6 +168,7 @@ class Run:
         """`net` with the weights `state`, or a UsageError that says in one line what does not fit. same: what `meta` must have as here."""
         made = {"shape": list(self.data.shape), "classes": self.data.classes, "normalize": self.args.normalize}
         made |= {"latent": net.latent, "ngf": net.ngf} if isinstance(net, Generator) else {}
+        state = net.adapt(state) if isinstance(net, Classifier) else state
         off = [f"it was made for {k} {meta[k]}, not {v}" for k, v in made.items() if k in (*same, "latent", "ngf") and meta.get(k, v) != v]
         wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
         off += [
@@ -309,7 +314,7 @@ class Run:
 
     def batches_of(self, images, rows, augment="none", steps=None):
         if images.stream:
-            return Streamed(images, *rows, size=self.args.batch_size, first=self.data.view, augment=augment != "none")
+            return Streamed(images, *rows, size=self.args.batch_size, first=self.data.view, augment=augment)
         return Batches(images.x, *rows, size=self.args.batch_size, first=lambda x: self.data.view(x, augment), steps=steps)
 
     def batches(self, bought, *rows, steps=None):
@@ -326,8 +331,29 @@ class Run:
         """Batches of the askable images and the teacher's answers (x, t). Images that never change are asked about once."""
         if self.args.augment == "none" or getattr(self.args, "transfer", ""):
             return self.batches(self.buy(self.some(len(self.askable))))
-        self.teacher.afford(len(self.private) * self.args.epochs)
-        return Map(self.images(), lambda x: (x, self.teacher(x)))
+        return self.viewed()
+
+    def viewed(self, *rows, change=None):
+        """Batches (x, t, *rows) of views of the private images, the teacher's answers to them, and tensors with a row for each.
+
+        With --cache each view is asked about once. change: a function of (x, *rows) of a batch, before the teacher sees it.
+        """
+        a, data, n = self.args, self.data, len(self.private)
+        if not getattr(a, "cache", False):
+            self.teacher.afford(n * a.epochs)
+            seen = Map(self.images(*rows), change) if change else self.images(*rows)
+            return Map(seen, lambda x, *rows: (x, self.teacher(x), *rows))
+        x, views = self.resident(self.private).x, data.views(a.augment)
+        self.teacher.afford(n * min(views, a.epochs))
+        kept = Remembered(self.teacher, n, views, data.classes, self.device)
+        say(f"answers to {views} views of each image take up to {kept.kept.nbytes / 1e9:.2f} GB")
+
+        def ask(i, *rows):
+            which = torch.randint(views, (len(i),), device=self.device)
+            seen = data.view(x[i], a.augment, which)
+            return seen, kept(i, which, seen), *rows
+
+        return Map(Batches(torch.arange(n, device=self.device), *rows, size=a.batch_size), ask)
 
     # ---- training
 
@@ -420,7 +446,7 @@ class Run:
     def infer(self, f, images):
         """f(x) over all images in order, joined."""
         if images.stream:
-            batches = (self.data.view(x.to(self.device)) for x, _ in images.stream.loader(500, shuffle=False, augment=False))
+            batches = (self.data.view(x.to(self.device)) for x, _ in images.stream.loader(500, shuffle=False, augment="none"))
         else:
             batches = (self.data.view(x) for x in images.x.split(1000))
         with torch.no_grad(), self.autocast():
@@ -461,7 +487,7 @@ class Run:
             said += [f"agreement {last['agreement']:.2f} %"] if last else []
             said += [f"{total['queries']:,} queries, {total['bytes'] / 1e6:.1f} MB sent"]
             result["teacher_accuracy"] = self.teacher_accuracy
-        said += [f"{self.record.seconds() / 60:.1f} min"]
+        said += [*self.said, f"{self.record.seconds() / 60:.1f} min"]
         result["epoch_seconds"] = round(statistics.median(self.laps), 4) if self.laps else None
         result |= {**total, "own": own, "images": len(self.private) * a.DATA, "device": self.device_name(), "peak_mb": peak_mb(self.device)}
         result |= {"needs": getattr(a, "NEEDS", ""), **self.notes}
@@ -532,9 +558,13 @@ def device_of(args):
 
 
 def optimizer_of(args, net):
+    parts = [{"params": [*net.parameters()]}]
+    if args.decay == "weights":
+        vectors = [p for p in net.parameters() if p.dim() < 2]
+        parts = [{"params": [p for p in net.parameters() if p.dim() >= 2]}, {"params": vectors, "weight_decay": 0.0}]
     if args.optimizer == "adam":
-        return torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
-    return torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
+        return torch.optim.Adam(parts, args.lr, weight_decay=args.weight_decay, fused=True)
+    return torch.optim.SGD(parts, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov, fused=True)
 
 
 def percent(hits):
@@ -544,4 +574,5 @@ def percent(hits):
 def word(name, value):
     if isinstance(value, list):
         return f"{name} {' '.join(f'{v:.2g}' for v in value)}"
-    return f"{name} {value:.2f} %" if name in ("accuracy", "top5", "agreement", "ece") else f"{name} {value:.4g}"
+    in_percent = name in ("accuracy", "top5", "agreement", "ece") or name.endswith("shot")
+    return f"{name} {value:.2f} %" if in_percent else f"{name} {value:.4g}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
+from .blackbox import Remembered
 from .datasets import Batches
 from .gan import recalibrate
 from .inversion import Bank
@@ -121,7 +122,7 @@ class Synthesiser:
         room = (calls * a.batch_size + len(self.given)) * (a.images == "pool")
         self.pool = Pool(run.record.folder / "pool.npy", room, shape, run.device)
         views = run.data.views(a.augment)
-        self.cached = torch.full((room, views, run.data.classes), torch.nan, device=run.device) if a.cache else None
+        self.cached = Remembered(self.ask, room, views, run.data.classes, run.device) if a.cache else None
         run.teacher.afford(a.batch_size * (calls * a.g_steps + a.epochs * a.ep_steps))
         if self.adapts and self.main.param_groups[0]["lr"] > 0.03:
             say(f"the generator's learning rate from one synthesis to the next is {self.main.param_groups[0]['lr']:g}; --lr_g_meta sets it")
@@ -162,23 +163,21 @@ class Synthesiser:
     @torch.no_grad()
     def fresh(self):
         x = self.run.data.view(self.images(self.G, self.noise()), self.args.augment)
-        return x, self.run.teacher.inside(x)[0].float()
+        return x, self.ask(x)
+
+    def ask(self, x):
+        return self.run.teacher.inside(x)[0].float()
 
     @torch.no_grad()
     def views(self, i):
         """A view of each of the pool's images i (B,), drawn, and the teacher's logits (B, K)."""
-        data, augment, teacher = self.run.data, self.args.augment, self.run.teacher
+        data, augment = self.run.data, self.args.augment
         which = torch.randint(data.views(augment), (len(i),), device=i.device)
         x = data.view(self.pool.x[i], augment, which)
         if self.args.contrast:
             twice = torch.rand(len(x), 1, 1, 1, device=x.device) < self.args.contrast
             x = torch.where(twice, (x - data.mean) / data.std, x)
-        if self.cached is None:
-            return x, teacher.inside(x)[0].float()
-        t = self.cached[i, which]
-        if len(new := t[:, 0].isnan().nonzero()[:, 0]):
-            t[new] = self.cached[i[new], which[new]] = teacher.inside(x[new])[0].float()
-        return x, t
+        return x, self.cached(i, which, x) if self.cached else self.ask(x)
 
     # ---- images
 

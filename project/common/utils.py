@@ -85,7 +85,7 @@ def place(root, script, dataset, who, seed):
 def who(teacher="", model="", response="soft", query_budget=0, tag=""):
     """The folder of a run's nets, `ResNet32_to_ResNet8`, and what sets it apart from others of the same: `-hard`, `-q1000`, `-mytag`."""
     nets = "_to_".join(n for n in (teacher, model) if n)
-    apart = (response if response != "soft" else "", f"q{query_budget}" if query_budget else "", tag)
+    apart = (response if teacher and response != "soft" else "", f"q{query_budget}" if query_budget else "", tag)
     return "-".join([nets, *filter(None, apart)])
 
 
@@ -190,16 +190,16 @@ def read_json(path, *keys):
 
 
 def weights(path):
-    """(state dict, meta) of a checkpoint: a plain state dict, or under `model`, `state_dict` or `net`, with or without `module.`"""
+    """(state dict, meta) of a checkpoint: plain, or under `model`, `state_dict`, `net` or `model_sd`; with or without `module.`"""
     content = read(path)
     meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
-    for key in ("model", "state_dict", "net"):
+    for key in ("model", "state_dict", "net", "model_sd"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UsageError(f"{path} holds no state dict: neither plain, nor under model, state_dict or net")
+        raise UsageError(f"{path} holds no state dict: neither plain, nor under model, state_dict, net or model_sd")
     return {k.removeprefix("module."): v for k, v in content.items()}, meta
 
 

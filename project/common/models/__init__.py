@@ -7,9 +7,9 @@ import torch.nn as nn
 import torchvision
 
 from ..utils import UsageError, lookup, matching
-from . import lenet, mobilenet, resnet, shufflenet, vgg, wrn
+from . import fewshot, lenet, mobilenet, resnet, shufflenet, vgg, wrn
 
-MODELS = {name: make for family in (resnet, wrn, vgg, mobilenet, shufflenet, lenet) for name, make in family.MODELS.items()}
+MODELS = {name: make for family in (resnet, wrn, vgg, mobilenet, shufflenet, lenet, fewshot) for name, make in family.MODELS.items()}
 SIZES = (8, 16, 28, 32, 64, 75, 128, 224)  # tried in turn when a size is too small, to say which one would do
 
 

@@ -1,6 +1,21 @@
 """What every family shares: logits, the penultimate feature, and the initialisation of the CIFAR literature."""
 
+import torch
 import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Cosine(nn.Module):
+    """A head: the cosine of a feature (B, F) with each class's prototype, times a learned temperature: (B, K)."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.proto = nn.Parameter(torch.empty(classes, features))
+        self.temp = nn.Parameter(torch.tensor(10.0))
+        nn.init.kaiming_uniform_(self.proto, a=5**0.5)
+
+    def forward(self, f):
+        return self.temp * F.normalize(f, dim=1) @ F.normalize(self.proto, dim=1).T
 
 
 class Classifier(nn.Module):
@@ -16,6 +31,26 @@ class Classifier(nn.Module):
         f = self.embed(x)  # (B, F)
         s = getattr(self, self.HEAD)(f)  # (B, K)
         return (s, f) if feature else s
+
+    def cosine(self):
+        """Takes a head of cosines instead of its last linear layer."""
+        old = getattr(self, self.HEAD)
+        setattr(self, self.HEAD, Cosine(old.in_features, old.out_features).to(old.weight.device))
+
+    def adapt(self, state):
+        """`state` with this net's names, from what Meta-Baseline's code calls encoder.* and classifier.* too; its head becomes the state's.
+
+        A state that has a temperature and no head (of a net trained on episodes) leaves the head as it is.
+        """
+        mine = self.state_dict()
+        if any(k.startswith("encoder.") and k not in mine for k in state):
+            names = {"classifier.linear.": f"{self.HEAD}.", "classifier.": f"{self.HEAD}.", "encoder.": ""}
+            state = {next((new + k[len(old) :] for old, new in names.items() if k.startswith(old)), k): v for k, v in state.items()}
+        if state.keys() - mine.keys() == {"temp"}:
+            state = {k: v for k, v in mine.items() if k.startswith(f"{self.HEAD}.")} | {k: v for k, v in state.items() if k != "temp"}
+        if f"{self.HEAD}.proto" in state and not isinstance(getattr(self, self.HEAD), Cosine):
+            self.cosine()
+        return state
 
 
 def init_fan_out(net, linear_std=None):

@@ -1,0 +1,182 @@
+"""Augmentation of whole batches, against the library's and Pillow's of single images; what evaluation, schedule and optimizer make of timm's."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageOps
+from scipy.stats import kstest
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as V
+
+from common import augment
+from common.augment import APPLY, OPERATIONS, POLICY, auto, boxes, mixup, resized_crop
+from common.blackbox import Remembered
+from common.datasets import Images, load, zoomed
+from common.options import Base, Buys, lr_at, parse
+from common.run import optimizer_of
+from common.utils import UsageError
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return F.interpolate(torch.rand(6, 3, 8, 8), 32, mode="bicubic").clamp(0, 1).mul(255).round() / 255
+
+
+def pil(x):
+    return Image.fromarray((255 * x).round().byte().permute(1, 2, 0).numpy())
+
+
+def back(image):
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+def test_a_crop_of_everything_changes_nothing_and_a_mirror_twice_neither(x):
+    whole, no = torch.tensor([[0] * 6, [0] * 6, [32] * 6, [32] * 6]), torch.zeros(6, dtype=torch.bool)
+    assert torch.allclose(resized_crop(x, whole, no, no), x, atol=1e-6) and torch.allclose(resized_crop(x, whole, no, ~no), x, atol=1e-6)
+    mirrored = resized_crop(x, whole, ~no, no)
+    assert torch.allclose(mirrored, x.flip(3), atol=1e-6) and torch.allclose(resized_crop(mirrored, whole, ~no, no), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("smooth, kind", [(False, Image.BILINEAR), (True, Image.BICUBIC)])
+def test_a_crop_is_pillows(x, smooth, kind):
+    box = torch.tensor([[3, 0, 10, 31, 5, 8], [0, 7, 12, 31, 5, 2], [20, 32, 9, 1, 17, 24], [17, 11, 20, 1, 27, 30]])
+    got = resized_crop(x, box, torch.zeros(6, dtype=torch.bool), torch.full((6,), smooth))
+    for i, (top, left, h, w) in enumerate(box.T.tolist()):
+        one = pil(x[i]).crop((left, top, left + w, top + h)).resize((32, 32), kind)
+        assert (got[i] - back(one)).abs().max() * 255 < 3  # Pillow rounds twice
+
+
+def test_crops_are_drawn_as_the_library_draws_them():
+    torch.manual_seed(0)
+    top, left, h, w = boxes(4000, 32)
+    assert ((top >= 0) & (top + h <= 32) & (left >= 0) & (left + w <= 32) & (h > 0) & (w > 0)).all()
+    crop, image = v2.RandomResizedCrop(32), [torch.empty(3, 32, 32)]
+    drawn = [crop.make_params(image) for _ in range(2000)]
+    theirs = torch.tensor([[d[k] for d in drawn] for k in ("top", "left", "height", "width")])
+    for mine, other in ((h * w, theirs[2] * theirs[3]), (h / w, theirs[2] / theirs[3]), (top, theirs[0]), (left, theirs[1])):
+        assert kstest(mine.double().numpy(), other.double().numpy()).pvalue > 1e-3
+
+
+def test_the_policy_is_the_librarys():
+    theirs = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)._policies
+    assert len(POLICY) == 25 == len(theirs)
+    for mine, ((a, p, la), (b, q, lb)) in zip(POLICY, theirs, strict=True):
+        assert (mine[0], float(mine[1]), mine[3], float(mine[4])) == (a, p, b, q)
+        for name, level, other in ((a, mine[2], la), (b, mine[5], lb)):
+            assert other is None or float(level) == other or name in ("Invert", "Equalize", "AutoContrast")
+    assert set(OPERATIONS) == set(APPLY)
+
+
+@pytest.mark.parametrize(
+    "name, part, one",
+    [
+        ("Invert", 0.4, ImageOps.invert),
+        ("AutoContrast", 0.5, ImageOps.autocontrast),
+        ("Equalize", 0.5, ImageOps.equalize),
+        ("Solarize", 0.5, lambda image: ImageOps.solarize(image, 128)),
+        ("Posterize", 0.5, lambda image: ImageOps.posterize(image, 6)),
+        ("Color", 0.8, lambda image: ImageEnhance.Color(image).enhance(0.1 + 1.8 * 0.8)),
+        ("Contrast", 0.8, lambda image: ImageEnhance.Contrast(image).enhance(0.1 + 1.8 * 0.8)),
+        ("Sharpness", 0.7, lambda image: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * 0.7)),
+    ],
+)
+def test_operations_are_pillows(name, part, one, x):
+    got = APPLY[name](x, torch.full((6,), part), torch.ones(6))
+    for mine, image in zip(got, x, strict=True):
+        gap = (mine - back(one(pil(image)))).abs() * 255
+        assert gap.max() <= (4 if name in ("Equalize", "AutoContrast") else 2.1)  # Pillow rounds; its histograms end otherwise
+
+
+def test_rotation_and_shear_are_the_librarys(x):
+    fill = [v * 1.0 for v in augment.FILL]
+    got = APPLY["Rotate"](x, torch.full((6,), 0.9), torch.ones(6))
+    assert (got - V.rotate(x, 27.0, V.InterpolationMode.BILINEAR, fill=fill)).abs().median() < 1e-5
+    got = APPLY["ShearX"](x, torch.full((6,), 0.5), torch.ones(6))
+    theirs = V.affine(
+        x, 0.0, [0, 0], 1.0, [float(np.degrees(np.arctan(0.15))), 0.0], V.InterpolationMode.BILINEAR, fill=fill, center=[0, 0]
+    )
+    assert (got - theirs).abs().median() < 1e-5
+
+
+def test_autoaugment_changes_each_image_in_its_own_way(x):
+    torch.manual_seed(0)
+    many = x[:1].expand(200, -1, -1, -1)
+    got = auto(many)
+    assert got.shape == many.shape and got.min() >= 0 and got.max() <= 1 and got.isfinite().all()
+    distinct = len({row.numpy().tobytes() for row in got})
+    assert 60 < distinct <= 200  # its levels have noise; some pairs do nothing
+    assert auto(x[:, :1]).shape == (6, 1, 32, 32)
+
+
+def test_mixup():
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 2])
+    mixed, labels = mixup(x, y, 3, 0.2)
+    lam = labels[0, 0].item()
+    assert torch.allclose(mixed, lam * x + (1 - lam) * x.flip(0)) and torch.allclose(labels.sum(1), torch.ones(4))
+    assert labels[0].tolist() == pytest.approx([lam, 0, 1 - lam]) and labels[2].tolist() == pytest.approx([0, 1 - lam, lam])
+
+
+def test_a_view_of_any_kind_is_normalised_and_countless_ones_are_not_numbered():
+    data = load("Digits")
+    for name in ("resized_crop", "auto"):
+        x = data.view(data.train.x[:50], name)
+        assert x.shape == (50, 1, 8, 8) and x.min() >= -1 and x.max() <= 1 and data.views(name) == 0
+
+
+def test_zoomed_images_are_enlarged_and_cut(x):
+    one = zoomed(Images((255 * x).byte(), torch.zeros(6))).x
+    theirs = V.center_crop(V.resize((255 * x).byte(), [36], antialias=True), [32])
+    assert one.shape == x.shape and (one.int() - theirs.int()).abs().max() <= 1
+
+
+# ---- timm's schedule and optimizer
+
+
+def test_the_schedule_of_timm():
+    args = parse(Base, "--schedule cosine --lr 0.2 --lr_warmup 10 --lr_min 2e-3 --epochs 240".split())
+    known = {0: 1e-4, 5: 0.10005, 9: 0.18001, 10: 0.199153, 120: 0.101, 239: 0.002008}
+    assert [lr_at(args, e + 1) for e in known] == pytest.approx([*known.values()], abs=1e-6)
+
+
+def test_decay_of_weights_alone_and_nesterov():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    groups = optimizer_of(parse(Base, ["--decay", "weights", "--nesterov"]), net).param_groups
+    assert [g["weight_decay"] for g in groups] == [5e-4, 0.0] and all(g["nesterov"] for g in groups)
+    assert [[p.dim() for p in g["params"]] for g in groups] == [[4], [1, 1, 1]]
+    (one,) = optimizer_of(parse(Base, []), net).param_groups
+    assert len(one["params"]) == 4 and not one["nesterov"]
+
+
+# ---- answers to views
+
+
+def test_remembered_answers_are_those_of_the_view():
+    asked = []
+
+    def ask(x):
+        asked.append(len(x))
+        return x.flatten(1).sum(1, keepdim=True).expand(-1, 3)
+
+    kept = Remembered(ask, 4, 9, 3, "cpu")
+    x = torch.rand(3, 1, 2, 2)
+    i, which = torch.tensor([0, 2, 0]), torch.tensor([1, 1, 4])
+    first = kept(i, which, x)
+    assert torch.equal(first, x.flatten(1).sum(1, keepdim=True).expand(-1, 3)) and torch.equal(kept(i, which, x), first) and asked == [3]
+    kept(torch.tensor([0, 3]), torch.tensor([1, 1]), x[:2])
+    assert asked == [3, 1]
+
+
+def test_cache_goes_with_views_that_can_be_counted():
+    with pytest.raises(UsageError, match="of --augment crop or crop_flip, not resized_crop"):
+        parse(Buys, ["--cache", "--augment", "resized_crop"])
+
+
+def test_a_run_with_cached_answers_asks_each_view_once(script):
+    given = {"epochs": 40, "lamda": 0.05, "augment": "crop", "eval_every": 40}
+    plain, cached = (script("KD", **given, cache=c, tag=str(c)) for c in (False, True))
+    assert plain["queries"] == 40 * plain["images"] and cached["queries"] <= 9 * plain["images"]
+    result = script("GDA", **given, cache=True)
+    assert result["queries"] == cached["queries"] > 8 * plain["images"] and result["log"]["kd"] > 0
