@@ -10,6 +10,7 @@ The second is weak to strong, and the base alone.
 Differs: both terms are added once, to every base, with weights of their own (released: dkd lacks the first, its few-shot code adds them up
 to 42 times). The Sinkhorn term is a mean over the batch: w_sk 12.8 is the released 0.1 of a sum over 128. Its sweeps end at a tolerance
 (--sk_tolerance 0: all 20). Fisher-Rao by arsinh, finite where the released form is not. DKD's parts rise over 20 epochs, as in its paper.
+MLKD sees one view of an image (released: a weak and a strong one).
 """
 
 from dataclasses import dataclass
@@ -17,61 +18,65 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.alignment import fisher_rao, sinkhorn
-from common.bases import BASES, Bases
+from common.alignment import Aligned, aligned
+from common.augment import mixup
+from common.bases import Bases, compared, preset_of
 from common.datasets import Map
 from common.hints import HINTS, Hints
+from common.options import Buys
 from common.run import start
 from common.utils import UsageError, cli
 
 
 @dataclass
-class Args(Bases):
+class Args(Aligned, Bases, Buys):
     NEEDS: ClassVar = "logits"
 
-    gda: bool = True  # switched off: the base alone
+    preset: Literal["released", "mdistiller", "timm", "parity"] = "released"  # weights of the released script; see README
     gt_source: Literal["label", "teacher"] = "label"  # the cross-entropy's target: the label, or the teacher's probabilities
     response: str = "logits"  # what the teacher answers; Fisher-Rao needs logits as they are
     lamda: float = 1.0  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
-    w_gt: float = 2.0  # weight of the cross-entropy, in [0, 1000000]
-    w_kd: float = 1.0  # weight of the base, in [0, 1000000]
-    w_fr: float = 0.02  # weight of the Fisher-Rao term, in [0, 1000000]
-    w_sk: float = 12.8  # weight of the Sinkhorn term, in [0, 1000000]
-    centre: bool = False  # Fisher-Rao of deviations alone: a softmax does not see the logits' mean
-    sk_t: float = 2.0  # temperature of the predictions that are carried over, in (0, 1000]
-    sk_eps: float = 0.1  # entropy of the plan, in (0, 1000]
-    sk_sweeps: int = 20  # at most, in [1, 1000000]
-    sk_tolerance: float = 1e-4  # how far a row's sum may be off, 0: all sweeps, in [0, 1]
-    debias: bool = False  # less what each side costs against itself
+    mixup: float = 0.0  # of Beta(mixup, mixup), by which images and labels are mixed at each step, 0 for none, in [0, 1000]
+
+    def presets(self):
+        return preset_of(self)
+
+    def validate(self):
+        Bases.validate(self)
+        Buys.validate(self)
+        if self.mixup and (self.cache or self.transfer):
+            raise UsageError("--mixup makes images that nobody has asked about: it goes without --cache and --transfer")
 
 
 def main(argv=None):
     run = start(Args, argv)
     args, hints = run.args, Hints(run, run.args.base) if run.args.base in HINTS else None
-    how = args.sk_t, args.sk_eps, args.sk_sweeps, args.sk_tolerance, args.debias
-    aligned = {"fr": (args.w_fr, lambda s, t: fisher_rao(s, t, args.centre)), "sk": (args.w_sk, lambda s, t: sinkhorn(s, t, *how))}
 
-    def compared(x, t, y):  # the student's and the teacher's logits (B, K), the base's terms
+    def loss(x, t, y):  # images, the teacher's logits (B, K), labels (B,), or (B, K) where they are mixed
         if hints:
-            return hints(x)
-        s = run.student(x).float()
-        return s, t, BASES[args.base](s, t, y, args, run.epoch - 1)
-
-    def loss(x, t, y):  # images, the teacher's logits, labels (B,)
-        s, t, terms = compared(x, t, y)
+            s, t, terms = hints(x)
+            terms = {k: args.w_kd * v for k, v in terms.items()} | aligned(s, t, args)
+        else:
+            s = run.student(x).float()
+            terms = compared(s, t, y, args, run.epoch - 1)
         gt = F.cross_entropy(s, y if args.gt_source == "label" else t.softmax(1))
-        terms = {"gt": args.w_gt * gt} | {k: args.w_kd * v for k, v in terms.items()}
-        return terms | {k: w * term(s, t) for k, (w, term) in aligned.items() if args.gda and w}
+        return {"gt": args.w_gt * gt} | terms
 
-    if args.transfer or (args.augment == "none" and not hints):
+    def mixed(x, y):
+        return mixup(x, y, run.data.classes, args.mixup)
+
+    if args.transfer or (args.augment == "none" and not hints and not args.mixup):
         bought = run.buy(run.some(len(run.askable)))
         known = "index" in bought and "weight" not in bought
         if not known and args.gt_source == "label":
             raise UsageError(f"{args.transfer} holds images that have no label; take --gt_source teacher")
         batches = run.batches(bought, run.source.train.y[bought["index"]] if known else bought["answers"].argmax(1))
-    else:
+    elif hints:
         run.teacher.afford(len(run.private) * args.epochs)
-        batches = Map(run.images(run.private.y), lambda x, y: (x, None if hints else run.teacher(x), y))
+        images = run.images(run.private.y)
+        batches = Map(Map(images, mixed) if args.mixup else images, lambda x, y: (x, None, y))
+    else:
+        batches = run.viewed(run.private.y, change=mixed if args.mixup else None)
     run.fit(batches, loss, beside=hints and hints.net)
     return run.finish()
 

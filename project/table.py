@@ -5,10 +5,11 @@
     python project/table.py digits --dry_run     prints the commands that are missing
 
 A table is a file of tables/: a data set, pairs of teacher and student, seeds, rows (a name, a script, its options; labels: the row whose
-bought labels it takes; reuse: the row, and the pair, whose generator it takes up) and settings; budgets, where each row is run with
-several numbers of queries; like: a table that says the rest. A row's run that is finished is not run again; one that fails leaves its
-reason in the cell and the others go on. Rows are compared with one of them (--against), seed by seed: the mean difference with its 95 %
-interval, and p of an exact paired test, corrected by Holm for the number of rows; a row that wins at 5 % is bold.
+bought labels it takes; reuse: the row, and the pair, whose generator it takes up; alone: without a teacher) and settings; budgets, where
+each row is run with several numbers of queries; like: a table that says the rest. A row's run that is finished is not run again; one
+that fails leaves its reason in the cell and the others go on. Rows are compared with one of them (--against), seed by seed: the mean
+difference with its 95 % interval, and p of an exact paired test, corrected by Holm for the number of rows; a row that wins at 5 % is
+bold.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from common.report import ROOT, labelled
 from common.utils import RunError, UsageError, cli, clock, domain, lookup, place, read_json, save_text, who_of
 
 KEYS = {"like", "title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
-ROW_KEYS = {"name", "script", "options", "needs", "labels", "reuse", "published"}
+ROW_KEYS = {"name", "script", "options", "needs", "labels", "reuse", "alone", "published"}
 
 
 @dataclass
@@ -114,14 +115,25 @@ def plan(table, roots):
     others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
     pairs = {pair: tuple(canonical(n.strip()) for n in pair.split("->")) for pair in [*table["pairs"], *others]}
 
+    def alone(script, model, seed, extra=()):
+        """A run without a teacher, and before it the one that it begins with."""
+        begins = getattr(args_of(script), "BEGINS", "")
+        return task(script, seed, {"model": model}, extra, [alone(begins, model, seed)] if begins else [])
+
     def run_of(pair, row, seed, budget=0):
         """The run of a row, and before it those of the scripts and of the labels that it needs."""
-        teacher, student = pairs[pair]
-        first = cells[pair, "teacher", 0] = task("teacher", 0, {"model": teacher})
-        if not issubclass(args_of(row["script"]), Asks):  # a student alone learns the edge's data set
+        (teacher, student), options_of, begins = pairs[pair], row.get("options", {}), getattr(args_of(row["script"]), "BEGINS", "")
+        if row.get("alone"):
+            return alone(row["script"], student, seed, options_of)
+        Args = args_of(row["script"])
+        asks, known = issubclass(Args, Asks), {k: v for k, v in options_of.items() if hasattr(Args, k)}
+        by = Args(**known).taught()[0] if asks else "teacher"
+        first = cells[pair, "teacher" if by == "teacher" else f"teacher ({by})", 0] = alone(by, teacher, 0)
+        if not asks:  # a student alone learns the edge's data set
             edge = {"dataset": private["private"]} if private else {}
-            return task(row["script"], seed, {"model": student}, row.get("options", {}) | edge)
-        needs, more = [first], row.get("options", {}) | ({"query_budget": budget} if budget else {})
+            return task(row["script"], seed, {"model": student}, options_of | edge)
+        needs, more = [first], options_of | ({"query_budget": budget} if budget else {})
+        needs += [alone(begins, student, seed)] if begins else []
         for script in row.get("needs", []):
             needs.append(task(script, seed, {"teacher": teacher} | private, needs=[first]))
             cells[pair, script, seed] = needs[-1]

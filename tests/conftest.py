@@ -12,7 +12,8 @@ from common.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ["robustness", "table"]  # they train nothing
-SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in TOOLS)
+FEWSHOT = ["fewshot_classifier", "fewshot_meta", "fewshot_test"]  # they have data sets of their own
+SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in (*TOOLS, *FEWSHOT))
 
 
 def home_flags(home):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from common.alignment import fisher_rao, plan, sinkhorn, standardise, transport
+from common.alignment import aligned, fisher_rao, plan, sinkhorn, standardise, transport
 from common.bases import BASES
 from common.losses import kl
 from common.options import flags, parse
@@ -174,10 +174,31 @@ def test_dist_sees_no_affine_maps_of_probabilities_and_no_shift_of_logits():
     assert even["inter"].item() == pytest.approx(2.0) == even["intra"].item()  # a constant correlates with nothing: 1, weighed by 2
 
 
+def test_mlkd_is_its_formula_and_nothing_for_equal_logits():
+    args, got = parse(GDA.Args, []), {"kd": 0.0, "batch": 0.0, "class": 0.0}
+    for tau in (2.0, 3.0, 4.0, 5.0, 6.0):
+        p, q = ((u / tau).softmax(1) for u in (S, T))
+        got["kd"] += kl(S, T, tau).item()
+        n, k = S.shape
+        got["batch"] += sum((p[i] @ p[j] - q[i] @ q[j]).item() ** 2 for i in range(n) for j in range(n)) / n
+        got["class"] += sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]).item() ** 2 for i in range(k) for j in range(k)) / k
+    terms = BASES["mlkd"](S, T, Y, args, 0)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(got)
+    assert all(v.item() == pytest.approx(0, abs=1e-12) for v in BASES["mlkd"](S + 3, S, Y, args, 0).values())  # no shift counts
+    standard = parse(GDA.Args, ["--standardise"])
+    assert all(v.item() == pytest.approx(0, abs=1e-9) for v in BASES["mlkd"](4 * S, S, Y, standard, 0).values())  # and no scale
+
+
+def test_mixed_labels_count_for_dkd_as_their_largest():
+    args, soft = parse(GDA.Args, []), F.one_hot(Y, 4) * 0.7 + 0.075
+    a, b = (BASES["dkd"](S, T, y, args, 5) for y in (Y, soft))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 # ---- the script
 
 
-@pytest.mark.parametrize("name", ["none", "kd", "dkd", "dist", "augconf", "adaptconf"])
+@pytest.mark.parametrize("name", ["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"])
 def test_the_terms_are_the_same_for_every_base_and_absent_where_not_wanted(name, script):
     common = {"epochs": 1, "lamda": 0.2, "base": name, "batch_size": 300, "lr": 1e-9}
     on, off = script("GDA", **common)["log"], script("GDA", **common | {"gda": False, "tag": "off"})["log"]
@@ -195,6 +216,36 @@ def test_the_benchmarks_settings_follow_from_base_and_pair():
     assert (a.batch_size, a.lr, a.milestones, a.augment, a.w_gt, a.w_kd, a.dkd_beta) == (64, 0.05, "150,180,210", "crop_flip", 1, 1, 2)
     a = of("--teacher", "ResNet32x4", "--student", "ShuffleNetV1", "--w_kd", "3")
     assert (a.lr, a.w_gt, a.w_kd, a.dkd_beta) == (0.01, 0.1, 3, 8) and parse(GDA.Args, []).w_gt == 2
+
+
+def test_the_released_scripts_settings():
+    a = parse(GDA.Args, ["--preset", "timm", "--epochs", "100"])
+    assert (a.lr, a.lr_min, a.lr_warmup, a.schedule, a.nesterov, a.decay, a.zoom) == (0.2, 2e-3, 10, "cosine", True, "weights", True)
+    assert (a.augment, a.batch_size, a.w_gt, a.w_sk, a.sk_sum) == ("resized_crop", 128, 2, 12.8, False)
+    a = parse(GDA.Args, ["--preset", "parity"])
+    assert (a.w_sk, a.sk_sum, a.sk_tolerance, a.w_fr, a.t, a.epochs) == (0.1, True, 0, 0.02, 4, 240)
+    s, t = torch.randn(128, 10), torch.randn(128, 10)
+    mean = parse(GDA.Args, ["--sk_tolerance", "0"])  # at a batch of 128 both are one loss
+    assert aligned(s, t, a)["sk"].item() == pytest.approx(aligned(s, t, mean)["sk"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("more", [{"preset": "parity"}, {"preset": "timm", "augment": "auto", "mixup": 0.2}, {"mixup": 0.1, "base": "dkd"}])
+def test_the_released_scripts_run(more, script):
+    result = script("GDA", epochs=2, lamda=0.2, teacher_path=script.home / "other.pt", **more) if prepared(script, more) else None
+    assert result["queries"] == 2 * 259 and {"gt", "fr", "sk"} < set(result["log"])
+
+
+def prepared(script, more):
+    """A teacher that was trained with the preset's normalisation."""
+    script("teacher", model="ResNet8", epochs=1, normalize="dataset" if "preset" in more else "half", tag="other")
+    found = next((script.home / "checkpoints/teacher/Digits/ResNet8-other").rglob("teacher.pt"))
+    return found.rename(script.home / "other.pt")
+
+
+def test_mixed_images_are_nobodys(script):
+    for more in ({"transfer": "x"}, {"cache": True, "augment": "crop"}):
+        with pytest.raises(UsageError, match="it goes without --cache and --transfer"):
+            script("GDA", mixup=0.1, **more)
 
 
 def test_labels_or_the_teachers_word_and_images_that_change(script):

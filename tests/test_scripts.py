@@ -7,12 +7,12 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, TOOLS
+from conftest import FEWSHOT, ROOT, SCRIPTS, TOOLS
 
 from common.utils import UsageError
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "robustness"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *FEWSHOT, "robustness"])
 def test_help_tells_all_one_may_set_with_defaults(name, capsys):
     with pytest.raises(SystemExit) as e:
         importlib.import_module(name).main(["--help"])
@@ -46,20 +46,20 @@ def test_a_short_run_leaves_weights_log_and_result(name, script):
     assert all(torch.isfinite(v).all() for v in torch.load(nets[0], weights_only=True)["model"].values() if v.is_floating_point())
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "robustness"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *FEWSHOT, "robustness"])
 def test_a_script_is_read_in_one_look_and_imports_no_script(name):
     text = (ROOT / "project" / f"{name}.py").read_text()
     assert len(text.splitlines()) <= 90
     roots = {n.module.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)}
     roots |= {a.name.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import) for a in n.names}
-    assert not roots & {*SCRIPTS, *TOOLS}
+    assert not roots & {*SCRIPTS, *FEWSHOT, *TOOLS}
 
 
 def test_common_imports_no_script_and_makes_no_circle():
     graph = {}
     for path in (ROOT / "project" / "common").glob("*.py"):
         nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
-        assert not {n.module for n in nodes if not n.level} & {*SCRIPTS, *TOOLS}
+        assert not {n.module for n in nodes if not n.level} & {*SCRIPTS, *FEWSHOT, *TOOLS}
         graph[path.stem] = {(n.module or "").split(".")[0] for n in nodes if n.level}
 
     def reach(room, seen=()):

@@ -1,6 +1,7 @@
 """Losses of logits, image by image, beside which GDA's terms stand: `BASES[name](s, t, y, args, epoch)` gives them by name.
 
-s, t: logits (B, K) of student and teacher; y: labels (B,); args: the options below; epoch: how many are done, 0 in the first.
+s, t: logits (B, K) of student and teacher; y: labels (B,), or (B, K) where they are mixed; args: the options below; epoch: how many are
+done, 0 in the first.
 """
 
 from dataclasses import dataclass
@@ -9,24 +10,31 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .alignment import standardise
+from .alignment import aligned, standardise
 from .hints import HINTS
 from .losses import dkd, kl, kl_of_each
 from .models import canonical
-from .options import Buys
 from .utils import UsageError
 
 LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
 MDISTILLER = {"batch_size": 64, "milestones": "150,180,210", "augment": "crop_flip", "normalize": "dataset"}
+# the released script's data and optimizer; parity: its Sinkhorn term too, to the digit
+TIMM = {"lr": 0.2, "schedule": "cosine", "lr_warmup": 10, "lr_start": 1e-4, "lr_min": 2e-3, "nesterov": True, "decay": "weights"}
+TIMM |= {"augment": "resized_crop", "normalize": "dataset", "zoom": True, "dkd_warmup": 0}
+PARITY = TIMM | {"w_sk": 0.1, "sk_sum": True, "sk_tolerance": 0.0}
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)  # of MLKD
 
 
 @dataclass
-class Bases(Buys):
-    preset: Literal["released", "mdistiller"] = "released"  # weights of the released script, or the benchmark with the published numbers
-    base: Literal["none", "kd", "dkd", "dist", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = "kd"  # beside which the terms stand
+class Bases:
+    """The options of the bases."""
+
+    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = "kd"  # what GDA stands beside
+    w_gt: float = 2.0  # weight of the cross-entropy, in [0, 1000000]
+    w_kd: float = 1.0  # weight of the base, in [0, 1000000]
     t: float = 4.0  # temperature of the base, in (0, 1000]
-    standardise: bool = False  # kd: of standardised logits
+    standardise: bool = False  # kd, mlkd: of standardised logits
     dkd_alpha: float = 1.0  # weight of DKD's target part, in [0, 1000000]
     dkd_beta: float = 2.0  # of its other part, in [0, 1000000]
     dkd_warmup: int = 20  # epochs over which both rise from 0, in [0, 1000000]
@@ -38,16 +46,23 @@ class Bases(Buys):
     rkd_distance: float = 25.0  # weight of RKD's distances, in [0, 1000000]
     rkd_angle: float = 50.0  # of its angles, in [0, 1000000]
 
-    def presets(self):
-        if self.preset == "released":
-            return {}
-        weights = {"w_gt": 1.0, "w_kd": 1.0} if self.base == "dkd" else {"w_gt": 0.1, "w_kd": 0.9}
-        more = {"lr": 0.01 if canonical(self.model) in LIGHT else 0.05, "dkd_beta": BETA.get(canonical(self.teacher), 8.0)}
-        return MDISTILLER | weights | more
-
     def validate(self):
         if self.base in HINTS and self.response != "inside":
             raise UsageError(f"--base {self.base} compares features: it needs a teacher that one may look into, --response inside")
+
+
+def preset_of(args):
+    """What --preset says of the other options."""
+    if args.preset != "mdistiller":
+        return {"timm": TIMM, "parity": PARITY}.get(args.preset, {})
+    weights = {"w_gt": 1.0, "w_kd": 1.0} if args.base == "dkd" else {"w_gt": 0.1, "w_kd": 0.9}
+    more = {"lr": 0.01 if canonical(args.model) in LIGHT else 0.05, "dkd_beta": BETA.get(canonical(args.teacher), 8.0)}
+    return MDISTILLER | weights | more
+
+
+def compared(s, t, y, args, epoch):
+    """Of logits s, t (B, K) and labels y: the weighed terms of the base, and GDA's beside them, once."""
+    return {k: args.w_kd * v for k, v in BASES[args.base](s, t, y, args, epoch).items()} | aligned(s, t, args)
 
 
 def none(s, t, y, args, epoch):
@@ -63,7 +78,7 @@ def kd(s, t, y, args, epoch):
 
 def decoupled(s, t, y, args, epoch):
     """DKD of the labels' classes, Zhao et al. 2022."""
-    target, others = dkd(s, t, args.t, y=y)
+    target, others = dkd(s, t, args.t, y=y if y.dim() == 1 else y.argmax(1))
     rise = min(1.0, (epoch + 1) / max(1, args.dkd_warmup))
     return {"target": rise * args.dkd_alpha * target, "others": rise * args.dkd_beta * others}
 
@@ -79,6 +94,19 @@ def pearson(a, b, dim):
     """The mean correlation of a and b (B, K) along `dim`; 0 for what is constant."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     return ((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)).mean()
+
+
+def mlkd(s, t, y, args, epoch):
+    """Multi-level logit distillation, Jin et al. 2023: KD, and the images' (B, B) and the classes' (K, K) likeness, at each temperature."""
+    if args.standardise:
+        s, t = standardise(s), standardise(t)
+    terms = {"kd": 0.0, "batch": 0.0, "class": 0.0}
+    for tau in TEMPERATURES:
+        p, q = (s / tau).softmax(1), (t / tau).softmax(1)
+        terms["kd"] += kl(s, t, tau)
+        terms["batch"] += (p @ p.T - q @ q.T).square().sum() / len(p)
+        terms["class"] += (p.T @ p - q.T @ q).square().sum() / p.shape[1]
+    return terms
 
 
 def augconf(s, t, y, args, epoch):
@@ -98,4 +126,4 @@ def adaptconf(s, t, y, args, epoch):
     }
 
 
-BASES = {"none": none, "kd": kd, "dkd": decoupled, "dist": dist, "augconf": augconf, "adaptconf": adaptconf}
+BASES = {"none": none, "kd": kd, "dkd": decoupled, "dist": dist, "mlkd": mlkd, "augconf": augconf, "adaptconf": adaptconf}

@@ -97,13 +97,16 @@ def rows_of(table, cells, pair, against):
             key: [r.get(key) for r in results]
             for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds")
         }
-        row = {"method": name, "needs": getattr(next(iter(mine)).args, "NEEDS", "") or "-"}
+        args = next(iter(mine)).args
+        row = {"method": name, "needs": (getattr(args, "teacher", "") and args.NEEDS) or "-"}
         row |= {"accuracy": spread(got["accuracy"])}
         if name in differences:
             d, interval, p, _ = differences[name]
             row |= {f"against {against}": f"{d:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]", "p": f"{p:.2g}"}
             if d > 0 and p < LEVEL:
                 row["accuracy"] = f"**{row['accuracy']}**"
+        if tested := [r["fewshot"]["last"] for r in results if "fewshot" in r]:
+            row |= {"± episodes": mean([r["1shot"][1] for r in tested]), "5-shot": spread([r["5shot"][0] for r in tested])}
         row |= {"best": spread(got["best"]), "agreement": spread(got["agreement"])}
         row |= {"KL to teacher": spread(got["teacher_kl"], 3), "ECE, %": spread(got["ece"], 1)}
         if any(got["queries"]):
@@ -214,11 +217,26 @@ def said_settings(cells):
 def measured(cells):
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
     keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries".split()
-    keys += [*KINDS, "bytes", "synthetic_median", "private_median", "closer", "seconds", "peak_mb", "device"]
+    keys += [
+        *KINDS,
+        "bytes",
+        "1shot",
+        "1shot_half",
+        "5shot",
+        "5shot_half",
+        "synthetic_median",
+        "private_median",
+        "closer",
+        "seconds",
+        "peak_mb",
+        "device",
+    ]
     lines = []
     for (pair, name, seed), task in cells.items():
         if r := task.result:
             row = {k: (r | r.get("copying", {})).get(k, "") for k in keys} | {"method": name, "pair": pair, "seed": seed}
+            tested = r.get("fewshot", {}).get("last", {})
+            row |= {f"{shot}{end}": value for shot, pair in tested.items() for end, value in zip(("", "_half"), pair, strict=True)}
             row |= {"versions": " ".join(f"{k} {v}" for k, v in r["versions"].items())}
             row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
             lines.append({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
