@@ -214,6 +214,7 @@ def test_the_benchmarks_settings_follow_from_base_and_pair():
 
     a = of("--teacher", "resnet56", "--base", "dkd")
     assert (a.batch_size, a.lr, a.milestones, a.augment, a.w_gt, a.w_kd, a.dkd_beta) == (64, 0.05, "150,180,210", "crop_flip", 1, 1, 2)
+    assert (a.w_fr, a.w_sk) == (0.01, 6.4) and (of().w_fr, of().w_sk) == (0.001, 0.64)  # 0.02 and 12.8 where the cross-entropy weighs 2
     a = of("--teacher", "ResNet32x4", "--student", "ShuffleNetV1", "--w_kd", "3")
     assert (a.lr, a.w_gt, a.w_kd, a.dkd_beta) == (0.01, 0.1, 3, 8) and parse(GDA.Args, []).w_gt == 2
 

@@ -55,7 +55,9 @@ def preset_of(args):
     """What --preset says of the other options."""
     if args.preset != "mdistiller":
         return {"timm": TIMM, "parity": PARITY}.get(args.preset, {})
-    weights = {"w_gt": 1.0, "w_kd": 1.0} if args.base == "dkd" else {"w_gt": 0.1, "w_kd": 0.9}
+    apart = args.base == "dkd"
+    weights = {"w_gt": 1.0, "w_kd": 1.0} if apart else {"w_gt": 0.1, "w_kd": 0.9}
+    weights |= {"w_fr": 0.01, "w_sk": 6.4} if apart else {"w_fr": 0.001, "w_sk": 0.64}  # to the cross-entropy as released: 0.02, 12.8 to 2
     more = {"lr": 0.01 if canonical(args.model) in LIGHT else 0.05, "dkd_beta": BETA.get(canonical(args.teacher), 8.0)}
     return MDISTILLER | weights | more
 

@@ -264,7 +264,8 @@ def spec_of(name):
 
 
 def part(read, name, spec, data_dir, train, size, device, workers):
-    missing = f"put {spec.files} into {data_dir}/ (--data_dir names another folder); --dataset Digits needs no download"
+    ready = "DigitsFS" if spec.novel else "Digits"
+    missing = f"put {spec.files} into {data_dir}/ (--data_dir names another folder); --dataset {ready} needs no download"
     try:
         content = read(str(data_dir), train)
     except FileNotFoundError as e:
