@@ -36,6 +36,7 @@ class Args(Aligned, Bases, Buys):
     gt_source: Literal["label", "teacher"] = "label"  # the cross-entropy's target: the label, or the teacher's probabilities
     response: str = "logits"  # what the teacher answers; Fisher-Rao needs logits as they are
     lamda: float = 1.0  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
+    ranks: int = 1  # parts of a batch with batch-norm statistics and a plan of their own, as so many GPUs have them, in [1, 1000]
     mixup: float = 0.0  # of Beta(mixup, mixup), by which images and labels are mixed at each step, 0 for none, in [0, 1000]
 
     def presets(self):
@@ -52,7 +53,7 @@ def main(argv=None):
     run = start(Args, argv)
     args, hints = run.args, Hints(run, run.args.base) if run.args.base in HINTS else None
 
-    def loss(x, t, y):  # images, the teacher's logits (B, K), labels (B,), or (B, K) where they are mixed
+    def part(x, t, y):  # images, the teacher's logits (B, K), labels (B,), or (B, K) where they are mixed
         if hints:
             s, t, terms = hints(x)
             terms = {k: args.w_kd * v for k, v in terms.items()} | aligned(s, t, args)
@@ -61,6 +62,10 @@ def main(argv=None):
             terms = compared(s, t, y, args, run.epoch - 1)
         gt = F.cross_entropy(s, y if args.gt_source == "label" else t.softmax(1))
         return {"gt": args.w_gt * gt} | terms
+
+    def loss(*batch):
+        parts = [part(*p) for p in zip(*(u.chunk(args.ranks) for u in batch), strict=True)]
+        return {k: sum(terms[k] for terms in parts) / len(parts) for k in parts[0]}
 
     def mixed(x, y):
         return mixup(x, y, run.data.classes, args.mixup)
@@ -74,7 +79,7 @@ def main(argv=None):
     elif hints:
         run.teacher.afford(len(run.private) * args.epochs)
         images = run.images(run.private.y)
-        batches = Map(Map(images, mixed) if args.mixup else images, lambda x, y: (x, None, y))
+        batches = Map(Map(images, mixed) if args.mixup else images, lambda x, y: (x, y, y))  # the teacher is looked into
     else:
         batches = run.viewed(run.private.y, change=mixed if args.mixup else None)
     run.fit(batches, loss, beside=hints and hints.net)

@@ -180,8 +180,8 @@ def test_mlkd_is_its_formula_and_nothing_for_equal_logits():
         p, q = ((u / tau).softmax(1) for u in (S, T))
         got["kd"] += kl(S, T, tau).item()
         n, k = S.shape
-        got["batch"] += sum((p[i] @ p[j] - q[i] @ q[j]).item() ** 2 for i in range(n) for j in range(n)) / n
-        got["class"] += sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]).item() ** 2 for i in range(k) for j in range(k)) / k
+        got["batch"] += sum((p[i] @ p[j] - q[i] @ q[j]).item() ** 2 for i in range(n) for j in range(n)) / n / 2
+        got["class"] += sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]).item() ** 2 for i in range(k) for j in range(k)) / k / 2
     terms = BASES["mlkd"](S, T, Y, args, 0)
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(got)
     assert all(v.item() == pytest.approx(0, abs=1e-12) for v in BASES["mlkd"](S + 3, S, Y, args, 0).values())  # no shift counts
@@ -224,7 +224,7 @@ def test_the_released_scripts_settings():
     assert (a.lr, a.lr_min, a.lr_warmup, a.schedule, a.nesterov, a.decay, a.zoom) == (0.2, 2e-3, 10, "cosine", True, "weights", True)
     assert (a.augment, a.batch_size, a.w_gt, a.w_sk, a.sk_sum) == ("resized_crop", 128, 2, 12.8, False)
     a = parse(GDA.Args, ["--preset", "parity"])
-    assert (a.w_sk, a.sk_sum, a.sk_tolerance, a.w_fr, a.t, a.epochs) == (0.1, True, 0, 0.02, 4, 240)
+    assert (a.w_sk, a.sk_sum, a.sk_tolerance, a.w_fr, a.t, a.epochs, a.batch_size, a.ranks) == (0.1, True, 0, 0.02, 4, 240, 768, 6)
     s, t = torch.randn(128, 10), torch.randn(128, 10)
     mean = parse(GDA.Args, ["--sk_tolerance", "0"])  # at a batch of 128 both are one loss
     assert aligned(s, t, a)["sk"].item() == pytest.approx(aligned(s, t, mean)["sk"].item(), rel=1e-6)
@@ -234,6 +234,14 @@ def test_the_released_scripts_settings():
 def test_the_released_scripts_run(more, script):
     result = script("GDA", epochs=2, lamda=0.2, teacher_path=script.home / "other.pt", **more) if prepared(script, more) else None
     assert result["queries"] == 2 * 259 and {"gt", "fr", "sk"} < set(result["log"])
+
+
+def test_parts_of_a_batch_are_batches_of_their_own(script):
+    common = {"epochs": 1, "lamda": 0.2, "lr": 1e-12, "base": "dkd"}
+    a, b = (script("GDA", **common, batch_size=n, ranks=r, tag=f"r{r}")["log"] for n, r in ((130, 2), (65, 1)))  # 65, 65, 65, 64 of 259
+    assert {k: a[k] for k in ("gt", "target", "others", "fr", "sk")} == pytest.approx(
+        {k: b[k] for k in ("gt", "target", "others", "fr", "sk")}, rel=1e-4
+    )
 
 
 def prepared(script, more):

@@ -19,10 +19,10 @@ from .utils import UsageError
 LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
 MDISTILLER = {"batch_size": 64, "milestones": "150,180,210", "augment": "crop_flip", "normalize": "dataset"}
-# the released script's data and optimizer; parity: its Sinkhorn term too, to the digit
+# the released script's data and optimizer; parity: its Sinkhorn term too, to the digit, and its six GPUs
 TIMM = {"lr": 0.2, "schedule": "cosine", "lr_warmup": 10, "lr_start": 1e-4, "lr_min": 2e-3, "nesterov": True, "decay": "weights"}
 TIMM |= {"augment": "resized_crop", "normalize": "dataset", "zoom": True, "dkd_warmup": 0}
-PARITY = TIMM | {"w_sk": 0.1, "sk_sum": True, "sk_tolerance": 0.0}
+PARITY = TIMM | {"w_sk": 0.1, "sk_sum": True, "sk_tolerance": 0.0, "batch_size": 768, "ranks": 6}
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)  # of MLKD
 
 
@@ -40,6 +40,8 @@ class Bases:
     dkd_warmup: int = 20  # epochs over which both rise from 0, in [0, 1000000]
     dist_beta: float = 2.0  # weight of DIST's correlation between classes, in [0, 1000000]
     dist_gamma: float = 2.0  # of that between images, in [0, 1000000]
+    mlkd_batch: float = 0.5  # weight of MLKD's likeness of images, in [0, 1000000]
+    mlkd_class: float = 0.5  # of its likeness of classes, whose size goes with batch^2 / classes^3, in [0, 1000000]
     alpha_max: float = 0.5  # augconf: share that the student's own class takes over, in [0, 1)
     ramp: float = 0.3  # share of the epochs over which it rises to that, in [0, 1]
     softness: float = 0.5  # adaptconf: of the choice between its own class and the teacher's, in (0, 1000000]
@@ -99,15 +101,18 @@ def pearson(a, b, dim):
 
 
 def mlkd(s, t, y, args, epoch):
-    """Multi-level logit distillation, Jin et al. 2023: KD, and the images' (B, B) and the classes' (K, K) likeness, at each temperature."""
+    """Multi-level logit distillation, Jin et al. 2023: KD, and the images' (B, B) and the classes' (K, K) likeness, at each temperature.
+
+    The weights of the latter two are the share of images and classes that the released code lets count, the less certain half.
+    """
     if args.standardise:
         s, t = standardise(s), standardise(t)
     terms = {"kd": 0.0, "batch": 0.0, "class": 0.0}
     for tau in TEMPERATURES:
         p, q = (s / tau).softmax(1), (t / tau).softmax(1)
         terms["kd"] += kl(s, t, tau)
-        terms["batch"] += (p @ p.T - q @ q.T).square().sum() / len(p)
-        terms["class"] += (p.T @ p - q.T @ q).square().sum() / p.shape[1]
+        terms["batch"] += args.mlkd_batch * (p @ p.T - q @ q.T).square().sum() / len(p)
+        terms["class"] += args.mlkd_class * (p.T @ p - q.T @ q).square().sum() / p.shape[1]
     return terms
 
 
