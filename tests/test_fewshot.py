@@ -409,6 +409,7 @@ BAD = [
     (fewshot_meta, {"query": 90}, "an episode takes 91 images of a class"),
     (fewshot_meta, {"way": 30}, "--way 30: the val classes of DigitsFS have 16 classes"),
     (fewshot_classifier, {"alpha_max": 8}, r"--alpha_max 8.0: it must be in \[0, 1\)"),
+    (fewshot_classifier, {"private": "Digits"}, "--private Digits: few-shot learning has one data set"),
     (fewshot_classifier, {"base": "kdd"}, "invalid choice: 'kdd'"),
     (fewshot_classifier, {"head": "cosine", "model": "torchvision:resnet18", "img_size": 32}, "keeps its own last layer"),
     (fewshot_meta, {"teacher": "ConvNet4", "response": "logits"}, "needs inside answers, --response logits gives less"),

@@ -64,6 +64,12 @@ class FewShot(Evaluated, Aligned, Bases, Distill):
     def presets(self):
         return {"t": 10.0} if self.base in ("augconf", "adaptconf") else {}
 
+    def validate(self):
+        if self.private:
+            raise UsageError(
+                f"--private {self.private}: few-shot learning has one data set, whose classes are shared out; give it as --dataset"
+            )
+
 
 class Prototypes(nn.Module):
     """Logits of queries (E, Q, D) against the mean of each class's shots (E, W, S, D): (E, Q, W); `temp` is learned.

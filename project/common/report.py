@@ -8,6 +8,7 @@ import io
 import math
 import shlex
 import statistics
+import textwrap
 from pathlib import Path
 
 from .blackbox import KINDS
@@ -262,7 +263,7 @@ def picture(table, cells, path):
         ax.grid(alpha=0.3)
         if ax.has_data():
             ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    fig.suptitle(table["title"], fontsize=10)
+    fig.suptitle(textwrap.fill(table["title"], 80 * len(table["pairs"])), fontsize=10)
     save_figure(fig, path, dpi=150)
 
 
