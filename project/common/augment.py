@@ -115,16 +115,17 @@ APPLY = {
 
 def auto(x, noise=0.5):
     """AutoAugment: for each image of x (B, C, H, W) one of 25 pairs of operations, each with its probability, its level with normal noise
-    of deviation `noise` and in [0, 10]."""
-    table = torch.tensor([[[OPERATIONS.index(p[i]), float(p[i + 1]), float(p[i + 2])] for i in (0, 3)] for p in POLICY], device=x.device)
-    drawn = table[torch.randint(len(POLICY), (len(x),), device=x.device)]  # (B, 2, 3)
+    of deviation `noise` and in [0, 10]. What is drawn is drawn on the CPU, so that no device has to be waited for."""
+    table = torch.tensor([[[OPERATIONS.index(p[i]), float(p[i + 1]), float(p[i + 2])] for i in (0, 3)] for p in POLICY])
+    drawn = table[torch.randint(len(POLICY), (len(x),))]  # (B, 2, 3)
     for kind, chance, level in (pair.unbind(1) for pair in drawn.unbind(1)):
         part = (level + noise * torch.randn_like(level)).clamp(0, 10) / 10
         signs = 1 - 2.0 * (torch.rand_like(level) < 0.5)
         kind = torch.where(torch.rand_like(level) < chance, kind, -1.0)
         for k, name in enumerate(OPERATIONS):
             if len(rows := (kind == k).nonzero()[:, 0]):
-                x = x.index_copy(0, rows, APPLY[name](x[rows], part[rows], signs[rows]).to(x.dtype))
+                rows, *how = (v.to(x.device, non_blocking=True) for v in (rows, part[rows], signs[rows]))
+                x = x.index_copy(0, rows, APPLY[name](x[rows], *how))
     return x.clamp(0, 1)
 
 
