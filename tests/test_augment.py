@@ -126,6 +126,17 @@ def test_a_view_of_any_kind_is_normalised_and_countless_ones_are_not_numbered():
         assert x.shape == (50, 1, 8, 8) and x.min() >= -1 and x.max() <= 1 and data.views(name) == 0
 
 
+def test_a_view_is_as_sharp_where_nets_compute_in_bfloat16():
+    data = load("Digits")
+    for name in ("resized_crop", "auto"):
+        views = []
+        for enabled in (False, True):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                views.append(data.view(data.train.x[:50], name))
+        assert torch.equal(*views) and views[0].dtype == torch.float32
+
+
 def test_zoomed_images_are_enlarged_and_cut(x):
     one = zoomed(Images((255 * x).byte(), torch.zeros(6))).x
     theirs = V.center_crop(V.resize((255 * x).byte(), [36], antialias=True), [32])

@@ -197,8 +197,9 @@ class Data:
         which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
         """
         if augment in ("resized_crop", "auto"):
-            x = resized_crop(x if x.is_floating_point() else x / 255)
-            x = auto(x) if augment == "auto" else x
+            with torch.autocast(x.device.type, enabled=False):  # products of matrices, which bfloat16 would blur
+                x = resized_crop(x if x.is_floating_point() else x / 255)
+                x = auto(x) if augment == "auto" else x
         elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
