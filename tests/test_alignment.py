@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from common.alignment import aligned, fisher_rao, plan, sinkhorn, standardise, transport
-from common.bases import BASES
+from common.bases import BASES, compared
 from common.losses import kl
 from common.options import flags, parse
 from common.utils import UsageError
@@ -187,6 +187,14 @@ def test_mlkd_is_its_formula_and_nothing_for_equal_logits():
     assert all(v.item() == pytest.approx(0, abs=1e-12) for v in BASES["mlkd"](S + 3, S, Y, args, 0).values())  # no shift counts
     standard = parse(GDA.Args, ["--standardise"])
     assert all(v.item() == pytest.approx(0, abs=1e-9) for v in BASES["mlkd"](4 * S, S, Y, standard, 0).values())  # and no scale
+
+
+@pytest.mark.parametrize("base", ["kd", "dkd", "dist", "mlkd", "adaptconf"])
+def test_losses_are_as_exact_where_nets_compute_in_bfloat16(base):
+    args, s, t = parse(GDA.Args, ["--base", base]), S.float(), T.float()
+    plain = compared(s, t, Y, args, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(v, plain[k]) for k, v in compared(s, t, Y, args, 0).items())
 
 
 def test_mixed_labels_count_for_dkd_as_their_largest():

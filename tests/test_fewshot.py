@@ -94,6 +94,8 @@ def test_prototypes():
     unit = F.normalize(shots[:, :, :1], dim=3), F.normalize(queries, dim=2)  # for unit vectors -|q - p|^2 = 2 cos - 2
     assert torch.allclose(Prototypes("sqr", 3.0).double()(*unit).softmax(2), Prototypes("cos", 6.0).double()(*unit).softmax(2))
     mean_first = F.normalize(torch.tensor([[3.0, 0.0], [0.0, 1.0]]).mean(0), dim=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(Prototypes()(shots.float(), queries.float()).double(), s, atol=1e-5)
     assert not torch.allclose(mean_first, torch.full((2,), 0.5**0.5))  # not the mean of the normalised
 
 

@@ -14,7 +14,7 @@ from .alignment import aligned, standardise
 from .hints import HINTS
 from .losses import dkd, kl, kl_of_each
 from .models import canonical
-from .utils import UsageError
+from .utils import UsageError, exact
 
 LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
@@ -66,7 +66,8 @@ def preset_of(args):
 
 def compared(s, t, y, args, epoch):
     """Of logits s, t (B, K) and labels y: the weighed terms of the base, and GDA's beside them, once."""
-    return {k: args.w_kd * v for k, v in BASES[args.base](s, t, y, args, epoch).items()} | aligned(s, t, args)
+    with exact(s):
+        return {k: args.w_kd * v for k, v in BASES[args.base](s, t, y, args, epoch).items()} | aligned(s, t, args)
 
 
 def none(s, t, y, args, epoch):

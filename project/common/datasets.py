@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import center_crop, rgb_to_grayscale
 
 from . import fewsets
 from .augment import auto, resized_crop
-from .utils import RunError, UsageError, lookup
+from .utils import RunError, UsageError, exact, lookup
 
 RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is streamed
 
@@ -197,7 +197,7 @@ class Data:
         which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
         """
         if augment in ("resized_crop", "auto"):
-            with torch.autocast(x.device.type, enabled=False):  # products of matrices, which bfloat16 would blur
+            with exact(x):
                 x = resized_crop(x if x.is_floating_point() else x / 255)
                 x = auto(x) if augment == "auto" else x
         elif augment != "none":

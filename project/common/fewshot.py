@@ -16,7 +16,7 @@ from .alignment import Aligned
 from .bases import Bases
 from .datasets import novel
 from .options import Distill
-from .utils import UsageError, read, save, say, weights
+from .utils import UsageError, exact, read, save, say, weights
 
 SHOTS = (1, 5)  # that are evaluated
 LOGITS = 2**24  # numbers that a chunk of episodes gathers at most
@@ -85,7 +85,8 @@ class Prototypes(nn.Module):
         mean = shots.mean(2)  # (E, W, D)
         if self.metric == "sqr":
             return -self.temp * torch.cdist(queries, mean).square()
-        return self.temp * F.normalize(queries, dim=2) @ F.normalize(mean, dim=2).transpose(1, 2)
+        with exact(shots):
+            return self.temp * F.normalize(queries, dim=2) @ F.normalize(mean, dim=2).transpose(1, 2)
 
     def of(self, features, way, shot):
         """Logits (E, W * Q, W) from the features (E, W, S + Q, D) of episodes, queries class by class."""

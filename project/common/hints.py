@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .stages import Stages
+from .utils import exact
 
 
 class FitNet(nn.Module):
@@ -40,7 +41,8 @@ class RKD(nn.Module):
         self.args = args
 
     def forward(self, s, t, pooled):
-        (d_s, a_s), (d_t, a_t) = (relations(f.float()) for f in pooled)
+        with exact(pooled[0]):
+            (d_s, a_s), (d_t, a_t) = (relations(f.float()) for f in pooled)
         return {"distance": self.args.rkd_distance * F.smooth_l1_loss(d_s, d_t), "angle": self.args.rkd_angle * F.smooth_l1_loss(a_s, a_t)}
 
 

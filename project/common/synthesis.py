@@ -22,7 +22,7 @@ from .models import canonical
 from .options import Distill
 from .pictures import save_grid
 from .pool import Pool, read_pool
-from .utils import RunError, UsageError, atomic, matching, say
+from .utils import RunError, UsageError, atomic, exact, matching, say
 
 TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # of a synthesis; w_NAME weighs each
 REPTILE = 67  # the authors' factor on the generator's way, as a gradient
@@ -183,7 +183,7 @@ class Synthesiser:
 
     def images(self, G, z):
         """G(z), (B, C, H, W) in [0, 1], float32 also where the rest is bfloat16, which has no 256 values near 1."""
-        with torch.autocast(self.run.device.type, enabled=False):
+        with exact(z):
             return G(z)
 
     def noise(self):

@@ -48,6 +48,11 @@ def say(words):
     print(words, flush=True)
 
 
+def exact(x):
+    """A block in which products of matrices keep the precision of x, whatever --amp says."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
