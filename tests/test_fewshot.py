@@ -383,6 +383,25 @@ def test_the_best_changes_only_where_it_is_better(call):
     assert classes.best["accuracy"] == 70
 
 
+def test_the_released_workflow_on_images_from_files(tmp_path):
+    """Its README's commands, in its spelling: baselines, KD, episodes, both teachers."""
+    made_mini(tmp_path / "data" / "miniImageNet")
+    home = {"data_dir": tmp_path / "data", "checkpoints_dir": tmp_path / "c", "logs_dir": tmp_path / "l", "device": "cpu"}
+    small = {"img_size": 16, "query": 4, "val_episodes": 5, "test_episodes": 5, "batch_size": 18, "epochs": 1, "dataset": "mini-imagenet"}
+    told = [
+        (fewshot_classifier, "--res_type resnet12_bottle"),
+        (fewshot_classifier, "--res_type convnet4 --head cosine"),
+        (fewshot_classifier, "--res_type convnet4 --teacher_res_type resnet12_bottle --loss_weight 1 --temperature 1 --base dkd"),
+        (fewshot_meta, "--res_type resnet12_bottle --steps 1"),
+        (fewshot_meta, "--res_type convnet4 --teacher_res_type resnet12_bottle --steps 1"),
+        (fewshot_meta, "--res_type convnet4 --teacher_res_type resnet12_bottle --steps 1 --teacher_stage meta --tag meta"),
+    ]
+    for module, words in told:
+        result = module.main([*flags(**home | small), *words.split()])
+        assert result["options"]["model"] in ("ResNet12_bottle", "ConvNet4") and 0 <= result["accuracy"] <= 100
+        assert result["log"].keys() >= ({"gt", "fr", "sk"} if "teacher" in words else {"gt"})
+
+
 def test_a_net_is_tested_alone(home, call, capsys):
     import fewshot_test
 
