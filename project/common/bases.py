@@ -19,7 +19,7 @@ from .utils import UsageError, exact
 LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
 MDISTILLER = {"batch_size": 64, "milestones": "150,180,210", "augment": "crop_flip", "normalize": "dataset"}
-# the released script's data and optimizer; parity: its Sinkhorn term too, to the digit, and its six GPUs
+# the released script's data and optimizer; parity: its Sinkhorn term and its six GPUs too
 TIMM = {"lr": 0.2, "schedule": "cosine", "lr_warmup": 10, "lr_start": 1e-4, "lr_min": 2e-3, "nesterov": True, "decay": "weights"}
 TIMM |= {"augment": "resized_crop", "normalize": "dataset", "zoom": True, "dkd_warmup": 0}
 PARITY = TIMM | {"w_sk": 0.1, "sk_sum": True, "sk_tolerance": 0.0, "batch_size": 768, "ranks": 6}
