@@ -14,7 +14,14 @@ COUNTS_10 = {
     "VGG8_BN": 3_918_858, "VGG11_BN": 9_231_114, "VGG13_BN": 9_416_010, "ShuffleNetV2": 1_263_278, "MobileNet": 3_217_226,
     "AlexNet": 23_290_954, "AlexNet_half": 5_840_426, "AlexNet_quarter": 1_468_954, "torchvision:mobilenet_v2": 2_236_682,
 }  # fmt: skip
-COUNTS_100 = {"ResNet14": 181_108, "ResNet44": 667_188, "ShuffleNetV1": 949_258, "ShuffleNetV2": 1_355_528, "MobileNetV2": 812_836}
+COUNTS_100 = {
+    "ResNet14": 181_108,
+    "ResNet44": 667_188,
+    "ResNet80": 1_250_484,
+    "ShuffleNetV1": 949_258,
+    "ShuffleNetV2": 1_355_528,
+    "MobileNetV2": 812_836,
+}
 COUNTS_28 = {"LeNet5": 187_780, "LeNet5_half": 47_645, "LeNet5_fifth": 7_964}  # one channel, 28 x 28
 
 

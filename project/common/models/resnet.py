@@ -79,6 +79,6 @@ def deep(block, depths):
     return lambda classes, channels, size: ResNet(classes, channels, size, block, 64, widths, depths, "linear", "shortcut")
 
 
-MODELS = {f"ResNet{d}": thin(d) for d in (8, 14, 20, 32, 44, 56, 110)}
+MODELS = {f"ResNet{d}": thin(d) for d in (8, 14, 20, 32, 44, 56, 80, 110)}
 MODELS |= {"ResNet8x4": thin(8, 4), "ResNet32x4": thin(32, 4)}
 MODELS |= {"ResNet18": deep(Basic, (2, 2, 2, 2)), "ResNet34": deep(Basic, (3, 4, 6, 3)), "ResNet50": deep(Bottleneck, (3, 4, 6, 3))}
