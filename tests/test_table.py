@@ -342,7 +342,8 @@ def test_tables_that_are_like_each_other_are_one_line(tmp_path):
         table.main([str(tmp_path / "a.toml"), "--show"])
 
 
-def test_a_generator_made_by_another_teacher_is_reused(tmp_path, capsys):
+def test_a_generator_made_by_another_teacher_is_reused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # away from results that this checkout may have
     text = """
 like = "aeahl-ablation"
 dataset = "Digits"
