@@ -137,6 +137,13 @@ def test_methods_that_ask_at_every_step_refuse_a_budget_too_small(name, more, sc
         quick(script, name, query_budget=100, **more)
 
 
+@pytest.mark.parametrize("option", ["teacher", "model"])
+def test_a_name_left_empty_is_answered(option, script):
+    """`--teacher $T` of a shell that has no T; only the few-shot scripts go without a teacher."""
+    with pytest.raises(UsageError, match="no model ''; there are: ResNet8"):
+        script("KD", **{option: ""})
+
+
 def test_students_that_need_no_queries_for_their_generator(script):
     result = quick(script, "DCGAN", alpha=0, tag="free")
     assert result["queries"] == 0

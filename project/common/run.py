@@ -60,7 +60,7 @@ class Run:
             if getattr(args, field, ""):
                 setattr(args, field, spec_of(getattr(args, field))[0])
         for field in ("model", "teacher"):
-            if getattr(args, field, ""):
+            if getattr(args, field, "") or getattr(Args, field, ""):  # none is for scripts whose default is none
                 setattr(args, field, canonical(getattr(args, field)))
         milestones(args)
         self.device, self.stopping, self.done, self.purchases, self.printed, self.laps = device_of(args), None, 0, 0, 0.0, []
