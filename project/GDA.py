@@ -43,8 +43,7 @@ class Args(Aligned, Bases, Buys):
         return preset_of(self)
 
     def validate(self):
-        Bases.validate(self)
-        Buys.validate(self)
+        super().validate()
         if self.mixup and (self.cache or self.transfer):
             raise UsageError("--mixup makes images that nobody has asked about: it goes without --cache and --transfer")
 

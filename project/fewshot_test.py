@@ -29,6 +29,7 @@ class Args(Evaluated, Base):
     auc: bool = False  # too: the area under the curve by which one class's queries stand out from another's, as released
 
     def validate(self):
+        super().validate()
         if not self.path:
             raise UsageError("--path is missing: give the weights of --model, such as checkpoints/fewshot_meta/.../student.pt")
         if not all(s.strip().isdigit() and int(s) for s in self.shots.split(",")):

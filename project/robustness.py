@@ -32,6 +32,7 @@ class Args(Asks):
     basis: str = "dct"  # directions are drawn in k x k cosines or all pixels, in turn: dct:7+dct:14+full; dct: side/4, side/2, full
 
     def validate(self):
+        super().validate()
         words_of(self)
 
 

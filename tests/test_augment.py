@@ -1,5 +1,7 @@
 """Augmentation of whole batches, against the library's and Pillow's of single images; what evaluation, schedule and optimizer make of timm's."""
 
+import DB3KD
+import GDA
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,9 @@ def test_remembered_answers_are_those_of_the_view():
 def test_cache_goes_with_views_that_can_be_counted():
     with pytest.raises(UsageError, match="of --augment crop or crop_flip, not resized_crop"):
         parse(Buys, ["--cache", "--augment", "resized_crop"])
+    for Args in (DB3KD.Args, GDA.Args):  # whatever else they check
+        with pytest.raises(UsageError, match="of --augment crop or crop_flip, not none"):
+            parse(Args, ["--cache"])
 
 
 def test_a_run_with_cached_answers_asks_each_view_once(script):

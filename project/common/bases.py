@@ -49,6 +49,7 @@ class Bases:
     rkd_angle: float = 50.0  # of its angles, in [0, 1000000]
 
     def validate(self):
+        super().validate()
         if self.base in HINTS and self.response != "inside":
             raise UsageError(f"--base {self.base} compares features: it needs a teacher that one may look into, --response inside")
 

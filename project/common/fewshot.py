@@ -65,6 +65,7 @@ class FewShot(Evaluated, Aligned, Bases, Distill):
         return {"t": 10.0} if self.base in ("augconf", "adaptconf") else {}
 
     def validate(self):
+        super().validate()
         if self.private:
             raise UsageError(
                 f"--private {self.private}: few-shot learning has one data set, whose classes are shared out; give it as --dataset"

@@ -49,6 +49,7 @@ class Labels(Buys):
     w_ce: float = 1.0  # weight of the cross-entropy on the teacher's classes, in [0, 1000000]
 
     def validate(self):
+        super().validate()
         budgets_of(self)
         words_of(self)
 

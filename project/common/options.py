@@ -117,6 +117,7 @@ class Buys(Distill):
     cache: bool = False  # keep the answers to each shifted, mirrored view in memory (162 an image, float32); a killed run asks again
 
     def validate(self):
+        super().validate()
         if self.cache and self.augment not in ("crop", "crop_flip"):
             raise UsageError(
                 f"--cache keeps answers to views that can be counted, those of --augment crop or crop_flip, not {self.augment}"

@@ -90,6 +90,7 @@ class Synthesis(Distill):
         return OF_TEACHER.get(canonical(self.teacher), {}) | of_dataset | OF_STEPS.get(self.g_steps, {}) | PRESETS[self.preset]
 
     def validate(self):
+        super().validate()
         if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
             raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
         if self.cache and (self.images != "pool" or self.contrast):
