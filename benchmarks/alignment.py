@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import GDA
 from speed import timed
 
-from common.alignment import aligned, fisher_rao, sinkhorn
 from common.datasets import load, novel
-from common.fewshot import Evaluated, episodic
+from common.fewshot.episodes import Evaluated, episodic
+from common.gda.alignment import aligned, fisher_rao, sinkhorn
 from common.losses import kl
 from common.models import build
 from common.options import Base, parse

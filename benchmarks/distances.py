@@ -28,9 +28,9 @@ import DB3KD
 import teacher
 
 from common import datasets
-from common.labels import Measure, budgets_of
+from common.db3kd.labels import Measure, budgets_of
+from common.db3kd.priors import crossing
 from common.options import flags
-from common.priors import crossing
 from common.run import start
 
 ROWS = {

@@ -41,7 +41,8 @@ import ML
 
 from common import datasets
 from common.blackbox import BlackBox
-from common.boundary import Search, nearest_of_class
+from common.db3kd.boundary import nearest_of_class
+from common.db3kd.search import Search
 from common.gan import Generator
 from common.losses import kl
 from common.models import build

@@ -21,10 +21,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
+from common.aeahl.pool import read_pool
+from common.aeahl.reuse import taken_up
 from common.options import Asks
 from common.pictures import pyplot, save_figure
-from common.pool import read_pool
-from common.reuse import taken_up
 from common.run import percent, start
 from common.utils import cli, save_json, say
 

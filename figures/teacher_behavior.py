@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
-from common.attack import perturber
+from common.aeahl.attack import perturber
+from common.aeahl.pool import read_pool
 from common.measures import calibration_error
 from common.options import Asks
 from common.pictures import pyplot, save_figure
-from common.pool import read_pool
 from common.run import start
 from common.utils import cli, save_json, say
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from common.attack import Attack
-from common.inversion import Bank, Taps, contrast, disagreement
+from common.aeahl.attack import Attack
+from common.aeahl.inversion import Bank, Taps, contrast, disagreement
+from common.aeahl.reuse import Reuse, generator, left
+from common.aeahl.synthesis import Synthesiser, show
 from common.losses import balance, kl
-from common.reuse import Reuse, generator, left
 from common.run import start
-from common.synthesis import Synthesiser, show
 from common.utils import cli
 
 

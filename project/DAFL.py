@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.datasets import Draw
+from common.batches import Draw
 from common.gan import Generator
 from common.losses import balance, kl
 from common.options import Distill

@@ -16,7 +16,7 @@ budget is each pair's own. The KL term is a mean over the batch with t^2 and the
 
 from dataclasses import dataclass
 
-from common.labels import Labels, label_loss, labels
+from common.db3kd.labels import Labels, label_loss, labels
 from common.run import start
 from common.utils import cli
 

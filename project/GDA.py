@@ -18,11 +18,11 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.alignment import Aligned, aligned
 from common.augment import mixup
-from common.bases import Bases, compared, preset_of
-from common.datasets import Map
-from common.hints import HINTS, Hints
+from common.batches import Map
+from common.gda.alignment import Aligned, aligned
+from common.gda.bases import Bases, compared, preset_of
+from common.gda.hints import HINTS, Hints
 from common.options import Buys
 from common.run import start
 from common.utils import UsageError, cli

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from common.datasets import Draw
+from common.batches import Draw
 from common.losses import centred, kl
 from common.options import Buys
 from common.run import start

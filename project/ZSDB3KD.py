@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from common.labels import MODES, WAVE, Labels, label_loss, labeller, labels, stages_of
-from common.pseudo import DRAWS, TRIES, Samples, seeds, show
+from common.db3kd.labels import MODES, WAVE, Labels, label_loss, labeller, labels, stages_of
+from common.db3kd.pseudo import DRAWS, TRIES, Samples, seeds, show
 from common.run import start
 from common.utils import cli, say
 

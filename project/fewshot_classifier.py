@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.bases import compared
-from common.fewshot import FewShot, Novel
+from common.fewshot.episodes import FewShot, Novel
+from common.gda.bases import compared
 from common.run import start
 from common.utils import UsageError, cli
 

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.bases import compared
-from common.fewshot import EpochOfEpisodes, FewShot, Novel, Prototypes, Sampler, classes_of, temperature_of
+from common.fewshot.episodes import EpochOfEpisodes, FewShot, Novel, Prototypes, Sampler, classes_of, temperature_of
+from common.gda.bases import compared
 from common.run import start
 from common.utils import UsageError, cli, place
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from common.datasets import novel
-from common.fewshot import Evaluated, areas, episodic, features_of, interval
+from common.fewshot.episodes import Evaluated, areas, episodic, features_of, interval
 from common.options import Base
 from common.run import start
 from common.utils import UsageError, cli, save, say

@@ -13,8 +13,9 @@ from typing import Literal
 
 import torch
 
-from common.boundary import Search, nearest_of_class, others
-from common.labels import labeller, stages_of, words_of
+from common.db3kd.boundary import nearest_of_class, others
+from common.db3kd.labels import labeller, stages_of, words_of
+from common.db3kd.search import Search
 from common.measures import histograms
 from common.options import Asks
 from common.run import start

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from conftest import killed_after
 
-from common.attack import Attack
-from common.gan import Fusion, Generator, Perturbation, recalibrate
-from common.inversion import Taps
+from common.aeahl.attack import Attack
+from common.aeahl.inversion import Taps
+from common.aeahl.nets import Fusion, Perturbation, recalibrate
+from common.aeahl.pool import Pool, read_pool
+from common.aeahl.reuse import generator
+from common.aeahl.synthesis import Synthesiser
+from common.gan import Generator
 from common.options import flags, parse
-from common.pool import Pool, read_pool
-from common.reuse import generator
 from common.run import start
-from common.synthesis import Synthesiser
 from common.utils import UsageError
 
 SMALL = {"epochs": 2, "ep_steps": 3, "kd_steps": 3, "g_steps": 2, "warmup": 2, "batch_size": 16, "latent": 8, "ngf": 4, "gap_width": 2}

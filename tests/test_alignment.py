@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from common.alignment import aligned, fisher_rao, plan, sinkhorn, standardise, transport
-from common.bases import BASES, compared
+from common.gda.alignment import aligned, fisher_rao, plan, sinkhorn, standardise, transport
+from common.gda.bases import BASES, compared
 from common.losses import kl
 from common.options import flags, parse
 from common.utils import UsageError

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from common.boundary import GAP, STEPS, Search, best_number, bisect, directions, gallop, nearest_of_class, others, signs, soft_labels
+from common.db3kd.boundary import GAP, bisect, directions, gallop, nearest_of_class, others, signs, soft_labels
+from common.db3kd.search import STEPS, Search, best_number
 
 
 class Counted:
@@ -334,7 +335,7 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
     That is the law of many dimensions; here with its terms of order 1 / K and 1 / d, to within 3 %. Orthogonal directions leave less.
     Each run is set to the plane's exact optimum.
     """
-    import common.boundary as module
+    import common.db3kd.boundary as module
 
     if not orthogonal:
         independent = lambda n, m, seed, number, like: torch.nn.functional.normalize(  # noqa: E731
@@ -367,7 +368,7 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
 
 
 def test_best_number_is_that_of_the_law():
-    from common.boundary import ARC, SETTLE
+    from common.db3kd.search import ARC, SETTLE
 
     for m in (100, 784):
         gain = {k: math.log(1 + 2 * k / (math.pi * (m - 1))) / (k + ARC + SETTLE) for k in range(4, 800)}

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common import datasets
-from common.datasets import Batches, Data, Draw, Images, crop_flip, load, resize, split
+from common.augment import crop_flip
+from common.batches import Batches, Draw, Streamed
+from common.datasets import Data, Images, load, readers
+from common.datasets.images import resize, split
 from common.utils import RunError, UsageError
 
 
@@ -130,9 +133,9 @@ def test_what_does_not_fit_is_streamed_with_the_same_images(tmp_path, monkeypatc
     assert torch.equal(x, whole.train.x) and torch.equal(data.train.y, whole.train.y)
     part = data.train.subset(torch.tensor([3, 5]))
     assert torch.equal(next(iter(part.stream.loader(4, False, "none")))[0], whole.train.x[[3, 5]])
-    batches = datasets.Streamed(data.train, data.train.y, size=4, first=data.view, augment="auto")
+    batches = Streamed(data.train, data.train.y, size=4, first=data.view, augment="auto")
     assert len(batches) == 4 and all(x.shape == (4, 3, 8, 8) and x.abs().max() <= 1 for x, _ in batches)
-    plain = datasets.Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment="none")
+    plain = Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment="none")
     means, y = (torch.cat(side) for side in zip(*((x.float().flatten(1).mean(1), y) for x, y in plain), strict=True))
     assert (means[y == 0] < 100).all() and (means[y == 1] > 150).all()  # each image with its own label
 
@@ -161,7 +164,7 @@ def test_torchvisions_layouts_become_one(shape, targets, monkeypatch):
         return type("Set", (), {"data": content, targets: [3, 1, 4, 1]})
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fake)
-    x, y = datasets.torchvision_set("CIFAR10")("data", True)
+    x, y = readers.torchvision_set("CIFAR10")("data", True)
     assert x.shape == (4, 1 if len(shape) == 3 else 3, *(shape[1:3] if shape[1] != 3 else shape[2:])) and y.tolist() == [3, 1, 4, 1]
     last = content[1, 1, 2] if len(shape) == 3 else content[1, 0, 1, 2] if shape[1] == 3 else content[1, 1, 2, 0]
     assert x[1, 0, 1, 2] == last

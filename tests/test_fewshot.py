@@ -14,9 +14,9 @@ from conftest import FEWSHOT, ROOT, home_flags, killed_after
 from PIL import Image
 from scipy.stats import chisquare, ttest_1samp
 
-from common import fewsets
+from common.datasets import fewshot as fewsets
 from common.datasets import load, novel
-from common.fewshot import Novel, Prototypes, Sampler, areas, classes_of, episodic, interval
+from common.fewshot.episodes import Novel, Prototypes, Sampler, areas, classes_of, episodic, interval
 from common.models import MODELS, build, parameters
 from common.models.base import Cosine
 from common.options import flags, parse

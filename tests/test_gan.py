@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.gan import Discriminator, Generator, Mirror, UpConv
+from common.aeahl.nets import Mirror
+from common.gan import Discriminator, Generator, UpConv
 from common.utils import UsageError
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import killed_after
 
-from common.hints import FitNet, Review, pyramid, relations
+from common.gda.hints import FitNet, Review, pyramid, relations
+from common.gda.stages import Stages
 from common.models import build
-from common.stages import Stages
 from common.utils import UsageError
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.inversion import BANK, Bank, Moments, Taps, contrast, disagreement
+from common.aeahl.inversion import BANK, Bank, Moments, Taps, contrast, disagreement
 from common.losses import balance, kl
 
 

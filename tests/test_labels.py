@@ -11,9 +11,9 @@ from conftest import Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
-from common.labels import Labels, budgets_of, label_loss, stages_of
+from common.db3kd.labels import Labels, budgets_of, label_loss, stages_of
+from common.db3kd.priors import crossing, dct, nearest_pilots
 from common.losses import kl
-from common.priors import crossing, dct, nearest_pilots
 from common.transfer import Transfer
 from common.utils import UsageError
 
@@ -150,7 +150,7 @@ def test_labels_serve_other_students_and_budgets_without_a_query(script, monkeyp
 
 @pytest.mark.parametrize("basis", ["surrogate+dct:4", "bank+dct:4"])
 def test_priors_find_boundaries_and_count(basis, script, monkeypatch):
-    monkeypatch.setattr("common.labels.PILOT_BUDGET", 300)
+    monkeypatch.setattr("common.db3kd.labels.PILOT_BUDGET", 300)
     result = script("DB3KD", **MBD | {"basis": basis, "budgets": "120"}, pilots=1, tag="prior")
     found = columns(script.home, at="prior")
     own = found["answers"].bool()
@@ -166,8 +166,8 @@ def test_priors_find_boundaries_and_count(basis, script, monkeypatch):
 def test_killed_between_waves_asks_only_for_what_is_left(name, more, trained, tmp_path, monkeypatch):
     """Waves of 10 or 20 images; the process dies in the midst, goes on, and ends with the same weights and counts; no saved wave is paid again."""
     monkeypatch.setattr("ZSDB3KD.WAVE", {"cpu": 0})  # first: it is imported here
-    monkeypatch.setattr("common.labels.WAVE", {"cpu": 10 * 9 * 120})
-    monkeypatch.setattr("common.labels.PILOT_BUDGET", 150)
+    monkeypatch.setattr("common.db3kd.labels.WAVE", {"cpu": 10 * 9 * 120})
+    monkeypatch.setattr("common.db3kd.labels.PILOT_BUDGET", 150)
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for home in (straight, cut):
         shutil.copytree(trained / "checkpoints", home / "checkpoints")
@@ -262,8 +262,8 @@ def test_robustness_of_any_model(script, capsys):
 
 
 def test_a_surrogate_learns_the_teachers_classes_even_from_few_images():
+    from common.db3kd.priors import learn
     from common.models import build
-    from common.priors import learn
 
     torch.manual_seed(0)
     x = torch.rand(40, 1, 8, 8)

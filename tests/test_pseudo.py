@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.pseudo import Samples, noise, seeds, show, smooth
+from common.db3kd.pseudo import Samples, noise, seeds, show, smooth
 from common.utils import RunError
 
 ARGS = SimpleNamespace(candidates=2, step_queries=60, lbd_step=0.5, seed=0)

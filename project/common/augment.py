@@ -8,6 +8,21 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
 
+def crop_flip(x, pad, flip, which):
+    """View number `which` (B,) of each image: shifted by up to `pad` pixels (black comes in), mirrored where that and `flip` say so.
+
+    The number's digits: row shift, column shift (2 pad + 1 each), mirrored. One gather for the batch; a float x keeps its gradient.
+    """
+    (b, _, h, w), n = x.shape, 2 * pad + 1
+    which = which[:, None]
+    rows = which % n + torch.arange(h, device=x.device)  # (B, H)
+    cols = which // n % n + torch.arange(w, device=x.device)  # (B, W)
+    if flip:
+        cols = torch.where(which // n**2 == 1, cols.flip(1), cols)
+    padded = F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
+    return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
 def boxes(n, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), tries=10, device="cpu"):
     """(top, left, height, width) of n random crops, integers (4, n), as torchvision's RandomResizedCrop draws them for a square image:
     the area evenly from `scale`, the aspect evenly in its logarithm; the first of `tries` that fits, else the whole image."""

@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .batches import Batches, Map, Streamed
 from .blackbox import RESPONSES, BlackBox, Remembered, rank
-from .datasets import DATASETS, Batches, Map, Streamed, load, spec_of, split, zoomed
+from .datasets import DATASETS, load, spec_of, zoomed
+from .datasets.images import split
 from .gan import Generator
 from .losses import kl
 from .measures import calibration_error, copying

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .gan import Perturbation
-from .utils import UsageError, read_json
+from ..utils import UsageError, read_json
+from .nets import Perturbation
 
 LR = 2e-4  # Adam, beta1 0.5
 FLOOR = 1e-6  # of the cross-entropy whose logarithm is made small

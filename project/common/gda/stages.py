@@ -2,7 +2,7 @@
 
 import torch
 
-from .utils import UsageError
+from ..utils import UsageError
 
 
 class Stages:

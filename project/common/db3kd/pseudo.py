@@ -2,10 +2,11 @@
 
 import torch
 
-from .boundary import Search, nearest_of_class, others
-from .pictures import save_grid
+from ..pictures import save_grid
+from ..utils import RunError, say
+from .boundary import nearest_of_class, others
 from .priors import dct
-from .utils import RunError, say
+from .search import Search
 
 SIZE, ROUNDS = 1024, 100  # images that are asked about at a time to find some of each class, and how often at most
 DRAWS = SIZE * ROUNDS

@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from .boundary import Search, halvings, nearest_of_class, soft_labels
-from .losses import kl
-from .options import Buys
+from ..losses import kl
+from ..options import Buys
+from ..utils import UsageError, say
+from .boundary import halvings, nearest_of_class, soft_labels
 from .priors import crossing, dct, learn, nearest_pilots
-from .utils import UsageError, say
+from .search import Search
 
 PILOT_BUDGET = 2000  # queries for each pair of a pilot image and a class
 NEIGHBOURS = 5  # directions of pilots that are tried

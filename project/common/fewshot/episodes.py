@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .alignment import Aligned
-from .bases import Bases
-from .datasets import novel
-from .options import Distill
-from .utils import UsageError, exact, read, save, say, weights
+from ..datasets import novel
+from ..gda.alignment import Aligned
+from ..gda.bases import Bases
+from ..options import Distill
+from ..utils import UsageError, exact, read, save, say, weights
 
 SHOTS = (1, 5)  # that are evaluated
 LOGITS = 2**24  # numbers that a chunk of episodes gathers at most

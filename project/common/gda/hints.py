@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..utils import exact
 from .stages import Stages
-from .utils import exact
 
 
 class FitNet(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .utils import UsageError
+from ..utils import UsageError
 
 
 class Pool:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .losses import kl_of_each
+from ..losses import kl_of_each
 
 BANK = 4096  # features that a contrast looks back upon
 

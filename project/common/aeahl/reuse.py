@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
-from .gan import Fusion, Generator, Pixels, recalibrate
+from ..gan import Generator
+from ..utils import UsageError, weights
+from .nets import Fusion, Pixels, recalibrate
 from .synthesis import Synthesis
-from .utils import UsageError, weights
 
 SHARES = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # of the learning rates, for what is reused
 

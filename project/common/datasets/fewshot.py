@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from .utils import UsageError
+from ..utils import UsageError
 
 
 def tenth(x, y, part):

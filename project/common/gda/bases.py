@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from ..losses import dkd, kl, kl_of_each
+from ..models import canonical
+from ..utils import UsageError, exact
 from .alignment import aligned, standardise
 from .hints import HINTS
-from .losses import dkd, kl, kl_of_each
-from .models import canonical
-from .utils import UsageError, exact
 
 LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students that mdistiller trains more slowly
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher

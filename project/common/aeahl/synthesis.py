@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from .blackbox import Remembered
-from .datasets import Batches
-from .gan import recalibrate
+from ..batches import Batches
+from ..blackbox import Remembered
+from ..models import canonical
+from ..options import Distill
+from ..pictures import save_grid
+from ..utils import RunError, UsageError, atomic, exact, matching, say
 from .inversion import Bank
-from .models import canonical
-from .options import Distill
-from .pictures import save_grid
+from .nets import recalibrate
 from .pool import Pool, read_pool
-from .utils import RunError, UsageError, atomic, exact, matching, say
 
 TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # of a synthesis; w_NAME weighs each
 REPTILE = 67  # the authors' factor on the generator's way, as a gradient
