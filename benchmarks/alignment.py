@@ -22,7 +22,7 @@ import GDA
 from speed import timed
 
 from common.datasets import load, novel
-from common.fewshot.episodes import Evaluated, episodic
+from common.fewshot.episodes import EpisodeOptions, episodic
 from common.gda.alignment import aligned, fisher_rao, sinkhorn
 from common.losses import kl
 from common.models import build
@@ -32,7 +32,7 @@ SHAPE, CLASSES = (3, 32, 32), 100
 
 
 @dataclass
-class Args(Evaluated, Base):
+class Args(EpisodeOptions, Base):
     """What an evaluation is told."""
 
 

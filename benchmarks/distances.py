@@ -76,7 +76,7 @@ def begin(shared, name, options, budgets, lamda):
     given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": budgets, "lamda": lamda}
     with contextlib.redirect_stdout(io.StringIO()):
         run = start(DB3KD.Args, flags(**shared, **given, **options, tag="".join(c for c in name if c.isalnum())))
-        return run, Measure(run, run.buy(run.some(len(run.askable))), budgets_of(run.args)[0])
+        return run, Measure(run, run.buy(run.random_plan(len(run.queryable))), budgets_of(run.args)[0])
 
 
 def bare(run, size):

@@ -48,7 +48,7 @@ from common.losses import kl
 from common.models import build
 from common.options import flags
 from common.record import peak_mb
-from common.utils import place, save
+from common.utils import run_folder, save
 
 SHAPE, CLASSES, BATCH = (1, 32, 32), 10, 128
 
@@ -247,8 +247,8 @@ def main():
         print(f"{name:60} {a:10,.1f} ms {b:10,.1f} ms   {ratio:.2f}   peak {peak_mb(device):,} MiB", flush=True)
 
     with tempfile.TemporaryDirectory() as home:
-        save(place(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
-        save(place(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
+        save(run_folder(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
+        save(run_folder(f"{home}/c", "DCGAN", "noise", "ResNet32", 0) / "generator.pt", {"model": G.state_dict()})
 
         methods = {KD: {}, ML: {}, AL: {}, DKD: {}, KN: {"budget": 1}, DB3KD: {"sr_mode": "sd"}}
         methods[AM] = {"first": args.images - 3 * 10, "queries": 10, "pairs": 100, "batch_size": BATCH, "epochs": 10}

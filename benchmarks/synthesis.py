@@ -28,7 +28,7 @@ from common.losses import kl
 from common.models import build
 from common.options import flags
 from common.run import Run
-from common.utils import place, save
+from common.utils import run_folder, save
 
 SHAPE, CLASSES, K = (3, 32, 32), 10, 10
 
@@ -123,7 +123,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as home:
         teacher = build(args.teacher, CLASSES, SHAPE)
-        save(place(f"{home}/c", "teacher", "noise", args.teacher, 0) / "teacher.pt", {"model": teacher.state_dict()})
+        save(run_folder(f"{home}/c", "teacher", "noise", args.teacher, 0) / "teacher.pt", {"model": teacher.state_dict()})
         kinds = {"plain": {}, "attack": {"hard_loss": True}, "attack, swap": {"hard_loss": True, "swap": True}}
         kinds["attack as released"] = {"hard_loss": True, "aea_compat": True}
         step, synth = {}, {}

@@ -23,26 +23,27 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.aeahl.pool import read_pool
 from common.aeahl.reuse import taken_up
-from common.options import Asks
+from common.measures import percent
+from common.options import TeacherOptions, opt
 from common.pictures import pyplot, save_figure
-from common.run import percent, start
+from common.run import start
 from common.utils import cli, save_json, say
 
 BITS = torch.tensor([-128, 64, 32, 16, 8, 4, 2, 1])  # of two's complement, the sign's first
 
 
 @dataclass
-class Args(Asks):
+class Args(TeacherOptions):
     NEEDS: ClassVar = "inside"
 
-    response: str = "inside"  # what the teacher answers; its weights are changed
-    lamda: float = 1.0  # share of the training images from which `real` is drawn, in (0, 1]
-    run_path: str = ""  # the checkpoints' folder of a finished AEAHL.py run with this teacher
-    batch_size: int = 128  # images that guide a search, in [2, 1000000]
-    iterations: int = 20  # of a search, one flip or more each, in [1, 100000]
-    repetitions: int = 5  # searches of each source, each on other images, in [1, 10000]
-    samples: int = 2000  # test images on which the accuracy after each flip is measured, in [1, 1000000000]
-    top: int = 10  # weights of a layer that are looked at, in [1, 100000]
+    response: str = "inside"
+    lamda: float = opt(1.0, "fraction of the training set from which the real images are drawn")
+    run_path: str = opt("", "checkpoint folder of a finished AEAHL.py run with this teacher")
+    batch_size: int = opt(128, "number of images that guide a search", ge=2)
+    iterations: int = opt(20, "number of iterations of a search, one flip or more each", ge=1)
+    repetitions: int = opt(5, "number of searches per source of images, each on other images", ge=1)
+    samples: int = opt(2000, "number of test images on which the accuracy after each flip is measured", ge=1)
+    top: int = opt(10, "number of weights per layer that are candidates for a flip", ge=1)
 
 
 def quantise(net):

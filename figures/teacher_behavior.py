@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.aeahl.attack import perturber
 from common.aeahl.pool import read_pool
 from common.measures import calibration_error
-from common.options import Asks
+from common.options import TeacherOptions, opt
 from common.pictures import pyplot, save_figure
 from common.run import start
 from common.utils import cli, save_json, say
@@ -32,17 +32,17 @@ SHOWN = 10  # images in a row of the picture
 
 
 @dataclass
-class Args(Asks):
+class Args(TeacherOptions):
     NEEDS: ClassVar = "inside"
     DATA: ClassVar = False
 
-    response: str = "inside"  # what the teacher answers; the second attack takes its gradients
-    run_path: str = ""  # the checkpoints' folder of a finished AEAHL.py --hard_loss run with this teacher
-    samples: int = 2000  # made-up images that are attacked, in [2, 1000000000]
-    cw_samples: int = 100  # real images that Carlini and Wagner's attack gets, in [1, 1000000000]
-    cw_steps: int = 1000  # of Adam, in [1, 1000000]
-    cw_c: float = 0.1  # weight of the wrong class against the distance, in (0, 1000000]
-    cw_lr: float = 0.01  # learning rate, in (0, 1000]
+    response: str = "inside"
+    run_path: str = opt("", "checkpoint folder of a finished AEAHL.py --hard_loss run with this teacher")
+    samples: int = opt(2000, "number of synthetic images that are attacked", ge=2)
+    cw_samples: int = opt(100, "number of real images that Carlini and Wagner's attack is run on", ge=1)
+    cw_steps: int = opt(1000, "number of Adam steps of that attack", ge=1)
+    cw_c: float = opt(0.1, "weight of that attack's class term against its distance term", gt=0)
+    cw_lr: float = opt(0.01, "learning rate of that attack", gt=0)
 
 
 def carlini_wagner(net, pixels, y, steps, c, lr):

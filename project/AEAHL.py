@@ -14,41 +14,48 @@ are (CMI: behind a learned head), dfq, zskt and dafl show the student new images
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
 from common.aeahl.attack import Attack
 from common.aeahl.inversion import Bank, Taps, contrast, disagreement
-from common.aeahl.reuse import Reuse, generator, left
-from common.aeahl.synthesis import Synthesiser, show
+from common.aeahl.reuse import ReuseOptions, left, make_generator
+from common.aeahl.synthesis import ADAPTING, Synthesiser, show
 from common.losses import balance, kl
+from common.options import opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Reuse):
-    t: float = 20.0  # temperature of the student's KL term, in (0, 1000]
-    hard_loss: bool = False  # add the cross-entropy to hard labels
-    alpha: float = 0.9  # with it, weight of the KL term, in [0, 1000000]
-    beta: float = 0.1  # weight of the cross-entropy to the hard labels, in [0, 1000000]
-    aea: bool = True  # switched off: the hard label is the teacher's class, and nothing is attacked
-    pa: float = 0.001  # share of the student's images on which soft answer and label shall contradict, in [0, 1]
-    eps: float = 10 / 255  # how far the attack moves a pixel, of values in [0, 1], in [0, 1]
-    swap: bool = False  # the more certain of an image and its attacked version is the natural one; every image is attacked for it
-    require_flip: bool = True  # switched off: also attacked images whose class has not changed are shown
-    gap_width: int = 64  # channels of the attacking net's first layer, in [1, 1024]
-    gap_steps: int = 3  # of each synthesis, its last, in which that net learns, in [0, 1000000]
-    gap_images: int = 64  # of a batch on which it learns, in [2, 1000000]
-    aea_compat: bool = False  # the attack as the released code has it
-    export: int = 0  # images of the pool that are written as PNG files into the logs, in [0, 1000000000]
+class Args(ReuseOptions):
+    ALIASES: ClassVar = {"epochs": ("epoch",), "weight_decay": ("wd",), "milestones": ("lr_decay_milestones",)}
+    ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}
+
+    temperature: float = opt(20.0, "temperature of the student's KL term", alias="t", gt=0)
+    hard_loss: bool = opt(False, "add the cross-entropy to hard labels", alias="hl")
+    alpha: float = opt(0.9, "weight of the KL term with --hard_loss", ge=0)
+    beta: float = opt(0.1, "weight of the cross-entropy with --hard_loss", ge=0)
+    aea: bool = opt(True, "no attack: the hard label is the teacher's class")
+    pa: float = opt(0.001, "fraction of the student's images whose label the teacher's answer contradicts", ge=0, le=1)
+    eps: float = opt(10 / 255, "largest change of a pixel by the attack, for pixels in [0, 1]", ge=0, le=1)
+    swap: bool = opt(
+        False, "of an image and its attacked version, take the one with the surer answer as the natural one (attacks every image)"
+    )
+    require_flip: bool = opt(True, "show attacked images even if the attack has not changed their class")
+    gap_width: int = opt(64, "channels of the attack net's first layer", ge=1, le=1024)
+    gap_steps: int = opt(3, "number of the last steps of a synthesis in which the attack net is trained", ge=0)
+    gap_images: int = opt(64, "number of images of a batch on which the attack net is trained", ge=2)
+    aea_compat: bool = opt(False, "the attack as the released code has it")
+    export: int = opt(0, "number of synthetic images written as PNG files into the logs", ge=0)
 
 
 def main(argv=None):
     run = start(Args, argv)
     args, teacher, student, view = run.args, run.teacher, run.student, run.data.view
-    G, shares = generator(run)
-    taps, bank = Taps(teacher.norms() if args.w_bn else [], args.bn_momentum), Bank()
+    G, shares = make_generator(run)
+    taps, bank = Taps(teacher.norms() if args.w_bn else [], 0.9 if args.meta in ADAPTING else 0.0), Bank()
     attack = Attack(run) if args.hard_loss and args.aea else None
 
     def inversion(images, wanted):  # (B, C, H, W) in [0, 1], (B,)
@@ -58,10 +65,10 @@ def main(argv=None):
         terms = {
             "bn": taps.loss,
             "oh": lambda: F.cross_entropy(t, wanted if args.wanted == "drawn" else t.argmax(1)),
-            "adv": lambda: -disagreement(student(x), t, args.adv_on == "agreed"),
+            "adv": lambda: -disagreement(student(x), t, args.images == "pool"),
             "even": lambda: balance(t),
             "act": lambda: -f.abs().mean(),
-            "cr": lambda: contrast(f, teacher.inside(view(images, args.augment))[1], bank, args.cr_t),
+            "cr": lambda: contrast(f, teacher.inside(view(images, args.augment))[1], bank),
         }
         if attack and (args.aea_compat or syn.step >= syn.steps - args.gap_steps):
             attack.learn(x.detach(), t.detach())
@@ -70,8 +77,8 @@ def main(argv=None):
     def loss(x, t, y=None):  # images, the teacher's logits (B, K), hard labels (B,)
         s = student(x)
         if not args.hard_loss:
-            return {"kl": kl(s, t, args.t)}
-        return {"kl": args.alpha * kl(s, t, args.t), "hard": args.beta * F.cross_entropy(s, t.argmax(1) if y is None else y)}
+            return {"kl": kl(s, t, args.temperature)}
+        return {"kl": args.alpha * kl(s, t, args.temperature), "hard": args.beta * F.cross_entropy(s, t.argmax(1) if y is None else y)}
 
     syn = Synthesiser(run, G, inversion, taps, shares, attack, bank)
     more = {"attack": attack} if attack else {}

@@ -18,20 +18,22 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common.losses import centred, kl
-from common.options import Buys
+from common.options import TransferOptions, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Buys):
+class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
 
-    t: float = 2.0  # temperature, in (0, 1000]
-    w_kl: float = 0.5  # weight of the KL term, in [0, 1000000]
-    w_adv: float = 0.15  # weight of the student's adversarial term, in [0, 1000000]
-    lr_critic: float = 1e-2  # the critic's learning rate, Adam, in (0, 1000]
-    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on the KL term
+    temperature: float = opt(2.0, "temperature of the softened probabilities", alias="t", gt=0)
+    w_kl: float = opt(0.5, "weight of the KL term", ge=0)
+    w_adv: float = opt(0.15, "weight of the student's adversarial term", ge=0)
+    lr_critic: float = opt(1e-2, "learning rate of the critic (Adam)", gt=0)
+    kl_scale: Literal["t2", "t", "1"] = opt(
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+    )
 
 
 def make_critic(classes):
@@ -57,7 +59,7 @@ def main(argv=None):
     def loss(x, t):  # t: the teacher's answers (B, K)
         s = run.student(x)  # (B, K)
         adv, apart = adversarial(critic, s, t)
-        return {"kl": args.w_kl * kl(s, t, args.t, args.kl_scale), "adv": args.w_adv * adv, "critic": apart}
+        return {"kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale), "adv": args.w_adv * adv, "critic": apart}
 
     run.fit(run.asked(), loss, [torch.optim.Adam(critic.parameters(), args.lr_critic)], critic=critic)
     return run.finish()

@@ -14,22 +14,25 @@ import torch
 import torch.nn.functional as F
 
 from common.losses import probabilities
-from common.options import Buys, milestones
+from common.options import TransferOptions, opt
 from common.run import start
+from common.training import milestones
 from common.utils import cli
+
+WEIGHTS = 0.3, 0.72, 0.04  # of a pair's first image: 0.30, 0.34, ... 0.70
 
 
 @dataclass
-class Args(Buys):
-    epochs: int = 200  # of all rounds together, in [1, 1000000]
-    batch_size: int = 1000  # in [1, 1000000]
-    lr: float = 0.01  # learning rate, in (0, 1000]
-    milestones: str = "0.4,0.7,0.9"  # where a round ends, new answers are bought and the learning rate falls: epochs, or shares of all
-    first: int = 5000  # private images asked about before the rounds, in [2, 1000000000]
-    queries: int = 10000  # mixes asked about in each round, in [0, 1000000000]
-    pairs: int = 500000  # pairs from which they are chosen, in [1, 1000000000]
-    w_low: float = 0.3  # lowest weight of a pair's first image, 1 - w_low the highest, in [0, 0.5]
-    w_step: float = 0.04  # between the weights tried, in (0, 1]
+class Args(TransferOptions):
+    epochs: int = opt(200, "number of epochs of all rounds together")
+    batch_size: int = 1000
+    lr: float = 0.01
+    milestones: str = opt(
+        "0.4,0.7,0.9", "epochs at which a round ends (answers are bought, the learning rate falls), or fractions of --epochs"
+    )
+    first: int = opt(5000, "number of private images asked about before the rounds", ge=2)
+    queries: int = opt(10000, "number of mixed images asked about in each round", ge=0)
+    pairs: int = opt(500000, "number of image pairs from which the mixed images of a round are chosen", ge=1)
 
 
 def draw_pairs(n, m, g):
@@ -57,17 +60,17 @@ def least_sure(net, view, x, pairs, weights, size=0):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, marks = run.args, run.resident(run.askable), [*sorted(milestones(run.args)), run.args.epochs]
-    weights = torch.arange(args.w_low, 1 - args.w_low + args.w_step / 2, args.w_step, device=run.device)
+    args, images, marks = run.args, run.resident(run.queryable), [*sorted(milestones(run.args)), run.args.epochs]
+    weights = torch.arange(*WEIGHTS, device=run.device)
     first, each = min(args.first, len(images)), args.queries
     if args.query_budget:
-        left = run.within(args.query_budget)
+        left = run.purchases.clip_to_budget(args.query_budget)
         first = min(first, max(2, left // 2))
         each = min(each, (left if args.transfer else left - first) // max(1, len(marks) - 1))
 
     def uncertain(g):  # the mixes of a round
         known = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
-        tried, n = 1000 if args.dry_run else args.pairs, len(run.source.train)
+        tried, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)
         pairs = draw_pairs(len(images), tried + len(known), g)
         new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), known @ torch.tensor([n, 1]))  # asked about before: not again
         pairs = pairs[new][:tried]
@@ -78,7 +81,7 @@ def main(argv=None):
     def loss(x, t):  # t: the teacher's answers (B, K)
         return {"ce": F.cross_entropy(run.student(x), probabilities(t, run.teacher.hard))}
 
-    bought = run.buy(run.some(first))
+    bought = run.buy(run.random_plan(first))
     for until in marks:
         run.fit(run.batches(bought), loss, until=until)
         if until < args.epochs and each:

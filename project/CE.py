@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from common.options import Base
+from common.options import Base, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
 class Args(Base):
-    model: str = "ResNet8"  # the student's architecture, a model of the list below
+    model: str = opt("ResNet8", "architecture of the student: a model of the list below")
 
 
 def main(argv=None):

@@ -19,24 +19,23 @@ import torch.nn.functional as F
 from common.batches import Draw
 from common.gan import Generator
 from common.losses import balance, kl
-from common.options import Distill
+from common.options import StudentOptions, opt
 from common.run import start
 from common.utils import cli
 
+SURE, EVEN, ACT = 1.0, 5.0, 0.1  # the paper's weights: teacher's cross-entropy to its own class, negative entropy, features' size
+
 
 @dataclass
-class Args(Distill):
+class Args(StudentOptions):
     NEEDS: ClassVar = "inside"
     DATA: ClassVar = False
 
-    response: str = "inside"  # what the teacher answers; this method looks inside it
-    batch_size: int = 512  # in [2, 1000000]
-    steps: int = 120  # an epoch, in [1, 1000000]
-    latent: int = 100  # width of the generator's noise, in [1, 100000]
-    lr_g: float = 1e-3  # the generator's learning rate, Adam, in (0, 1000]
-    w_sure: float = 1.0  # weight of the cross-entropy to the teacher's own top class, in [0, 1000000]
-    w_even: float = 5.0  # weight of the negative entropy of the batch's mean answer, in [0, 1000000]
-    w_act: float = 0.1  # weight of the penultimate features' size, in [0, 1000000]
+    response: str = "inside"
+    batch_size: int = opt(512, ge=2)
+    steps: int = opt(120, "number of steps in an epoch", ge=1)
+    latent: int = opt(100, "width of the generator's noise", ge=1)
+    lr_g: float = opt(1e-3, "learning rate of the generator (Adam)", gt=0)
 
 
 def main(argv=None):
@@ -49,9 +48,9 @@ def main(argv=None):
         x = G(z)  # (B, C, H, W)
         t, feature = run.teacher.inside(x)  # (B, K), (B, F)
         return {
-            "sure": args.w_sure * F.cross_entropy(t, t.argmax(1)),
-            "even": args.w_even * balance(t),
-            "act": -args.w_act * feature.abs().mean(),
+            "sure": SURE * F.cross_entropy(t, t.argmax(1)),
+            "even": EVEN * balance(t),
+            "act": -ACT * feature.abs().mean(),
             "kl": kl(run.student(x.detach()), t.detach()),
         }
 

@@ -16,19 +16,19 @@ budget is each pair's own. The KL term is a mean over the batch with t^2 and the
 
 from dataclasses import dataclass
 
-from common.db3kd.labels import Labels, label_loss, labels
+from common.db3kd.labels import LabelOptions, label_loss, labels
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Labels):
+class Args(LabelOptions):
     pass
 
 
 def main(argv=None):
     run = start(Args, argv)
-    bought = run.buy(run.some(len(run.resident(run.askable))))
+    bought = run.buy(run.random_plan(len(run.resident(run.queryable))))
 
     def loss(x, t, logits):  # t: the teacher's classes, one-hot
         return label_loss(run.args, run.student(x), t, logits)

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torchvision.utils import make_grid, save_image
 
 from common.gan import Discriminator, Generator
-from common.options import Asks
+from common.options import TeacherOptions, opt
 from common.run import start
-from common.utils import cli
+from common.utils import autocast, cli
 
 
 @dataclass
-class Args(Asks):
-    epochs: int = 200  # in [1, 1000000]
-    batch_size: int = 64  # in [1, 1000000]
-    lr: float = 2e-4  # learning rate of both nets, Adam with beta1 0.5, in (0, 1000]
-    alpha: float = 0.5  # weight of the information term, in [0, 1000]
-    dropout: float = 0.0  # of the discriminator's channels, in [0, 1)
-    eval_every: int = 20  # epochs between looks at the samples, in [1, 1000000]
+class Args(TeacherOptions):
+    epochs: int = 200
+    batch_size: int = 64
+    lr: float = opt(2e-4, "learning rate of both nets (Adam, beta1 0.5)")
+    alpha: float = opt(0.5, "weight of the information term", ge=0)
+    dropout: float = opt(0.0, "dropout rate of the discriminator's channels", ge=0, lt=1)
+    eval_every: int = opt(20, "number of epochs between sample pictures")
 
 
 def main(argv=None):
@@ -62,21 +62,21 @@ def main(argv=None):
         return teacher(x, "synthetic").softmax(1).amax(1, keepdim=True)
 
     for _ in run.epochs(look, generator=G, discriminator=D, opt_g=opt_g, opt_d=opt_d):
-        for (x,) in run.steps(run.images()):
-            with run.autocast():
+        for (x,) in run.training.steps(run.images()):
+            with autocast(run.device, args.amp):
                 fake = G(torch.randn(len(x), K, device=x.device))
                 of_x, of_fake = D(torch.cat([x, fake.detach()])).chunk(2)  # (B, 1) each
                 d = F.softplus(-of_x).mean() + F.softplus(of_fake).mean()  # -log D(x) - log(1 - D(G(z)))
             opt_d.zero_grad()
             d.backward()
             opt_d.step()
-            with run.autocast():
+            with autocast(run.device, args.amp):
                 surprise = F.softplus(-D(torch.cat([x, fake]))[len(x) :])  # -log D(G(z)), (B, 1)
                 g, im = surprise.mean(), args.alpha * (sureness(fake.detach()) * surprise).mean()
             opt_g.zero_grad()
             (g + im).backward(inputs=list(G.parameters()))
             opt_g.step()
-            run.tally(d=d, g=g, im=im)
+            run.training.tally(d=d, g=g, im=im)
     run.copying(samples())
     return run.finish(generator=G)
 

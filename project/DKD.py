@@ -11,22 +11,24 @@ The learning rate is 0.02: with beta 8 and t^2 = 25, 0.1 let one run of Digits e
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from common.losses import dkd
-from common.options import Buys
+from common.losses import dkd, warm_up
+from common.options import TransferOptions, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Buys):
+class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
 
-    lr: float = 0.02  # learning rate, in (0, 1000]
-    t: float = 5.0  # temperature, in (0, 1000]
-    alpha: float = 1.0  # weight of the target class's part, in [0, 1000000]
-    beta: float = 8.0  # weight of the other classes' part, in [0, 1000000]
-    warmup: int = 20  # epochs over which both weights rise from 0, in [0, 1000000]
-    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on both
+    lr: float = 0.02
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
+    alpha: float = opt(1.0, "weight of the target class's part", ge=0)
+    beta: float = opt(8.0, "weight of the other classes' part", ge=0)
+    warmup: int = opt(20, "number of epochs over which both weights rise from 0", ge=0)
+    kl_scale: Literal["t2", "t", "1"] = opt(
+        "t2", "factor of both parts: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+    )
 
 
 def main(argv=None):
@@ -34,8 +36,8 @@ def main(argv=None):
     args = run.args
 
     def loss(x, t):  # t: the teacher's answers (B, K)
-        target, others = dkd(run.student(x), t, args.t, args.kl_scale)
-        rise = min(1.0, run.epoch / max(1, args.warmup))
+        target, others = dkd(run.student(x), t, args.temperature, args.kl_scale)
+        rise = warm_up(run.epoch, args.warmup)
         return {"target": rise * args.alpha * target, "others": rise * args.beta * others}
 
     run.fit(run.asked(), loss)

@@ -20,24 +20,32 @@ import torch.nn.functional as F
 
 from common.augment import mixup
 from common.batches import Map
-from common.gda.alignment import Aligned, aligned
-from common.gda.bases import Bases, compared, preset_of
+from common.gda.alignment import AlignmentOptions, aligned
+from common.gda.bases import BaseLossOptions, compared, preset_of
 from common.gda.hints import HINTS, Hints
-from common.options import Buys
+from common.options import TransferOptions, opt
 from common.run import start
 from common.utils import UsageError, cli
 
 
 @dataclass
-class Args(Aligned, Bases, Buys):
+class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
     NEEDS: ClassVar = "logits"
+    ALIASES: ClassVar = {
+        "teacher_path": ("teacher_pretrained",),
+        "base": ("distiller",),
+        "w_gt": ("gt_loss_weight",),
+        "w_kd": ("kd_loss_weight",),
+    }
 
-    preset: Literal["released", "mdistiller", "timm", "parity"] = "released"  # weights of the released script; see README
-    gt_source: Literal["label", "teacher"] = "label"  # the cross-entropy's target: the label, or the teacher's probabilities
-    response: str = "logits"  # what the teacher answers; Fisher-Rao needs logits as they are
-    lamda: float = 1.0  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
-    ranks: int = 1  # parts of a batch with batch-norm statistics and a plan of their own, as so many GPUs have them, in [1, 1000]
-    mixup: float = 0.0  # of Beta(mixup, mixup), by which images and labels are mixed at each step, 0 for none, in [0, 1000]
+    preset: Literal["released", "mdistiller", "timm", "parity"] = opt(
+        "released", "settings for options that are not given: see docs/methods/gda.md"
+    )
+    gt_source: Literal["label", "teacher"] = opt("label", "target of the cross-entropy: the label, or the teacher's probabilities")
+    response: str = "logits"
+    lamda: float = 1.0
+    ranks: int = opt(1, "number of parts of a batch, each with its own batch-norm statistics and transport plan, as on so many GPUs", ge=1)
+    mixup: float = opt(0.0, "parameter of mixup's Beta distribution; 0: no mixup", ge=0)
 
     def presets(self):
         return preset_of(self)
@@ -70,17 +78,17 @@ def main(argv=None):
         return mixup(x, y, run.data.classes, args.mixup)
 
     if args.transfer or (args.augment == "none" and not hints and not args.mixup):
-        bought = run.buy(run.some(len(run.askable)))
+        bought = run.buy(run.random_plan(len(run.queryable)))
         known = "index" in bought and "weight" not in bought
         if not known and args.gt_source == "label":
             raise UsageError(f"{args.transfer} holds images that have no label; take --gt_source teacher")
-        batches = run.batches(bought, run.source.train.y[bought["index"]] if known else bought["answers"].argmax(1))
+        batches = run.batches(bought, run.purchases.source.train.y[bought["index"]] if known else bought["answers"].argmax(1))
     elif hints:
         run.teacher.afford(len(run.private) * args.epochs)
         images = run.images(run.private.y)
         batches = Map(Map(images, mixed) if args.mixup else images, lambda x, y: (x, y, y))  # the teacher is looked into
     else:
-        batches = run.viewed(run.private.y, change=mixed if args.mixup else None)
+        batches = run.purchases.viewed(run.private.y, change=mixed if args.mixup else None)
     run.fit(batches, loss, beside=hints and hints.net)
     return run.finish()
 

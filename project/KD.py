@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.losses import kl
-from common.options import Buys
+from common.options import TransferOptions, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Buys):
-    t: float = 5.0  # temperature, in (0, 1000]
-    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on the KL term
+class Args(TransferOptions):
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
+    kl_scale: Literal["t2", "t", "1"] = opt(
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+    )
 
 
 def main(argv=None):
@@ -28,7 +30,7 @@ def main(argv=None):
     args, student = run.args, run.student
 
     def loss(x, t):  # t: the teacher's answers (B, K)
-        return {"kl": kl(student(x), t, args.t, args.kl_scale, run.teacher.hard)}
+        return {"kl": kl(student(x), t, args.temperature, args.kl_scale, run.teacher.hard)}
 
     run.fit(run.asked(), loss)
     return run.finish()

@@ -17,18 +17,20 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
 from common.losses import kl, probabilities
-from common.options import Buys
+from common.options import TransferOptions, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Buys):
-    t: float = 5.0  # temperature, in (0, 1000]
-    budget: float = 0.2  # images to ask about: a share of those there are, up to 1, or a number, in (0, 1000000000]
-    pool: str = ""  # a data set whose training images are asked about instead of the edge's own
-    choice: Literal["random", "adaptive"] = "random"  # which images: drawn evenly, or by what the answers so far were worth
-    rounds: int = 10  # purchases of the adaptive choice, in [1, 10000]
+class Args(TransferOptions):
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
+    budget: float = opt(0.2, "number of images to ask about; up to 1: fraction of the images that there are", gt=0)
+    pool: str = opt("", "data set whose training images are asked about, instead of the private images")
+    choice: Literal["random", "adaptive"] = opt(
+        "random", "choice of the images: random, or adaptive (bandit rewarded by the answers so far)"
+    )
+    rounds: int = opt(10, "number of purchases of the adaptive choice", ge=1)
 
 
 class Policy(nn.Module):
@@ -54,9 +56,9 @@ def worth(s, p, mean):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, hard, known = run.args, run.askable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
+    args, images, hard, known = run.args, run.queryable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
     n = min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1)))
-    n = n if args.transfer else run.within(n)
+    n = n if args.transfer else run.purchases.clip_to_budget(n)
     rounds, action = 1, torch.zeros_like(images.y)  # random: all are one action
     if args.choice == "adaptive" and not args.transfer:
         rounds, action = min(args.rounds, n), images.y if args.pool else None
@@ -71,7 +73,7 @@ def main(argv=None):
         return {"index": images.index[mass.multinomial(n * (i + 1) // rounds - len(known), generator=g).sort().values]}
 
     def loss(x, t):  # t: the teacher's answers (B, K)
-        return {"kl": kl(run.student(x), t, args.t, hard=hard)}
+        return {"kl": kl(run.student(x), t, args.temperature, hard=hard)}
 
     for i in range(rounds):  # of the adaptive choice, all in the first sixth of the epochs
         bought = run.buy(plan)

@@ -11,35 +11,60 @@ mass that the API keeps back is spread evenly over the other classes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from common.batches import Draw
+from common.checkpoints import first_run
+from common.gan import Generator
 from common.losses import centred, kl
-from common.options import Buys
+from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import cli
+from common.utils import UsageError, cli, dataset_tag, run_folder, run_name, say
 
 
 @dataclass
-class Args(Buys):
-    t: float = 5.0  # temperature of the KL term, in (0, 1000]
-    gen_t: float = 5.0  # temperature of the logits that the generator is given, in (0, 1000]
-    w_f: float = 1.0  # weight of the image term, in [0, 1000000]
-    w_kl: float = 1.0  # weight of the KL term, in [0, 1000000]
-    F: Literal["1", "2"] = "1"  # the image term's distance: L1 or L2
-    kl_scale: Literal["t2", "t", "1"] = "t2"  # factor on the KL term
-    steps: int = 500  # an epoch, in [1, 1000000]
-    queries: int = 0  # images drawn and asked about once; 0: fresh noise at every step, where the budget allows it, in [0, 1000000000]
-    generator_path: str = ""  # a generator.pt instead of DCGAN.py's
-    generator_tag: str = ""  # the --tag of the DCGAN.py run that made the generator
+class Args(TransferOptions):
+    temperature: float = opt(5.0, "temperature of the KL term", alias="t", gt=0)
+    gen_t: float = opt(5.0, "temperature of the logits that the generator is given", gt=0)
+    w_f: float = opt(1.0, "weight of the image term", ge=0)
+    w_kl: float = opt(1.0, "weight of the KL term", ge=0)
+    F: Literal["1", "2"] = opt("1", "distance of the image term: L1 (1) or L2 (2)")
+    kl_scale: Literal["t2", "t", "1"] = opt(
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+    )
+    steps: int = opt(500, "number of steps in an epoch", ge=1)
+    queries: int = opt(0, "number of images drawn and asked about once; 0: new images at every step, where the budget allows it", ge=0)
+    generator_path: str = opt("", "checkpoint file of the generator, instead of the one from DCGAN.py")
+    generator_tag: str = opt("", "--tag of the DCGAN.py run that made the generator")
+
+
+def find_generator(run):
+    """DCGAN.py's generator for this data set, teacher and seed, frozen, in evaluation mode; one made with the same response first."""
+    a = run.args
+    names = [run_name(a.teacher, response=r, tag=a.generator_tag) for r in (a.response, "soft")]
+    places = [run_folder(a.checkpoints_dir, "DCGAN", dataset_tag(a), name, a.seed) / "generator.pt" for name in names]
+    path = Path(a.generator_path or next((p for p in places if p.exists()), places[1]))
+    more = {k: v for k, v in {"private": a.private, "tag": a.generator_tag}.items() if v}
+    first = first_run(a, "DCGAN", teacher=a.teacher, seed=a.seed, lamda=a.lamda, **more)
+    if path == places[1] and not path.exists():
+        raise UsageError(f"no generator in {path.parent}; first run: {first}")
+    state, meta = run.record.source(path)
+    made = {"dataset": dataset_tag(a), "lamda": a.lamda, "teacher": run.teacher.identity}
+    if off := [f"its {k} was {meta[k]}, this run's is {v}" for k, v in made.items() if meta.get(k, v) != v]:
+        raise UsageError(f"{path} does not belong to this run: {'; '.join(off)}; run again: {first} --overwrite")
+    G = Generator(meta.get("latent", run.data.classes), run.data.shape).to(run.device, memory_format=torch.channels_last)
+    run.purchases.add_inherited_counts(meta.get("counts", {}))
+    say(f"generator {path}: {meta.get('counts', {}).get('queries', 0):,} queries in its training")
+    return run.load_weights(G, path, kind="a generator", content=(state, meta)).eval().requires_grad_(False)
 
 
 def main(argv=None):
     run = start(Args, argv)
     args, student, teacher, K = run.args, run.student, run.teacher, run.data.classes
-    G = run.generator(args.generator_path, args.generator_tag)
+    G = find_generator(run)
     fresh = args.epochs * args.steps * args.batch_size
 
     @torch.no_grad()
@@ -57,11 +82,11 @@ def main(argv=None):
         off = G(centred(s) / args.gen_t) - image  # (B, C, H, W)
         return {
             "image": args.w_f * (off.abs().mean() if args.F == "1" else off.square().mean()),
-            "kl": args.w_kl * kl(s, t, args.t, args.kl_scale, teacher.hard),
+            "kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale, teacher.hard),
         }
 
     if args.queries or args.transfer or teacher.left < fresh:
-        bought = run.buy(lambda g: {"images": pictures(torch.randn(run.within(args.queries or fresh), K, generator=g))})
+        bought = run.buy(lambda g: {"images": pictures(torch.randn(run.purchases.clip_to_budget(args.queries or fresh), K, generator=g))})
         batches = run.batches(bought, pictures(centred(bought["answers"]) / args.gen_t), steps=args.steps)
     else:
         batches = Draw(args.steps, draw)

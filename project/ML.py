@@ -12,23 +12,21 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from common.losses import centred
-from common.options import Buys
+from common.options import TransferOptions
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
-class Args(Buys):
+class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
-
-    w_ml: float = 1.0  # weight of the squared error, mean over images and classes, in (0, 1000000]
 
 
 def main(argv=None):
     run = start(Args, argv)
 
     def loss(x, t):  # t: the teacher's answers (B, K)
-        return {"mse": run.args.w_ml * F.mse_loss(centred(run.student(x)), centred(t))}
+        return {"mse": F.mse_loss(centred(run.student(x)), centred(t))}
 
     run.fit(run.asked(), loss)
     return run.finish()

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from common.db3kd.labels import MODES, WAVE, Labels, label_loss, labeller, labels, stages_of
+from common.db3kd.labels import MODES, WAVE, LabelOptions, label_loss, labeller, labels, stages_of
 from common.db3kd.pseudo import DRAWS, TRIES, Samples, seeds, show
+from common.options import opt
 from common.run import start
 from common.utils import cli, say
 
@@ -25,13 +26,13 @@ EVERY = 5  # steps from one snapshot to the next
 
 
 @dataclass
-class Args(Labels):
-    sr_mode: MODES = "mbd"  # soft labels of the pseudo samples, as in DB3KD.py
-    budgets: str = "300"  # mbd: queries for each pair of a sample and a class, one number or several: 300,1000
-    samples: int = 3000  # pseudo samples of each class, in [2, 10000000]
-    iterations: int = 40  # steps away from the boundary, in [0, 100000]
-    lbd_step: float = 0.5  # length of the first step, in (0, 1000]
-    step_queries: int = 100  # for the distance after a step, in [40, 1000000]
+class Args(LabelOptions):
+    sr_mode: MODES = "mbd"
+    budgets: str = "300"
+    samples: int = opt(3000, "number of pseudo samples of each class", ge=2)
+    iterations: int = opt(40, "number of steps away from the decision boundary", ge=0)
+    lbd_step: float = opt(0.5, "length of the first step", gt=0)
+    step_queries: int = opt(100, "number of queries for the distance after a step", ge=40)
 
 
 def main(argv=None):

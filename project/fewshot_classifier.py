@@ -16,24 +16,25 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.fewshot.episodes import FewShot, Novel
+from common.fewshot.episodes import FewShotOptions, Novel
 from common.gda.bases import compared
+from common.options import AUGMENT, opt
 from common.run import start
 from common.utils import UsageError, cli
 
 
 @dataclass
-class Args(FewShot):
+class Args(FewShotOptions):
     NEEDS: ClassVar = "logits"
 
-    response: str = "logits"  # what the teacher answers; Fisher-Rao needs logits as they are
-    head: Literal["linear", "cosine"] = "linear"  # the student's last layer; cosine: prototypes and a learned temperature
-    augment: Literal["none", "crop", "crop_flip", "resized_crop", "auto"] = "resized_crop"  # shifts; resized crops; these, AutoAugment
-    epochs: int = 100  # in [1, 1000000]
-    milestones: str = "0.9"  # epochs at which it is multiplied by gamma, or shares of all epochs
-    eval_every: int = 5  # epochs between evaluations; the last epoch is always evaluated, in [1, 1000000]
+    response: str = "logits"
+    head: Literal["linear", "cosine"] = opt("linear", "last layer of the student: linear, or cosine (prototypes and a learned temperature)")
+    augment: AUGMENT = "resized_crop"
+    epochs: int = 100
+    milestones: str = "0.9"
+    eval_every: int = 5
 
-    def taught(self):
+    def teacher_checkpoint(self):
         return "fewshot_classifier", "student"
 
 
@@ -51,7 +52,7 @@ def main(argv=None):
         terms = compared(s, rest[0], y, args, run.epoch - 1) if teacher else {}
         return {"gt": args.w_gt * F.cross_entropy(s, y)} | terms
 
-    images = run.viewed(run.private.y) if teacher else run.images(run.private.y)
+    images = run.purchases.viewed(run.private.y) if teacher else run.images(run.private.y)
     run.fit(images, loss, evaluate=lambda: run.accuracy() | classes.val(), novel=classes)
     return run.finish(student=student, best=classes.test())
 

@@ -17,39 +17,43 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from common.fewshot.episodes import EpochOfEpisodes, FewShot, Novel, Prototypes, Sampler, classes_of, temperature_of
+from common.checkpoints import first_run
+from common.fewshot.episodes import EpochOfEpisodes, FewShotOptions, Novel, Prototypes, Sampler, classes_of, temperature_of
 from common.gda.bases import compared
+from common.options import opt
 from common.run import start
-from common.utils import UsageError, cli, place
+from common.utils import UsageError, cli, run_folder
 
 
 @dataclass
-class Args(FewShot):
+class Args(FewShotOptions):
     NEEDS: ClassVar = "inside"
     BEGINS: ClassVar = "fewshot_classifier"
 
-    teacher_stage: Literal["classifier", "meta"] = "classifier"  # which of the two scripts the teacher is of
-    response: str = "inside"  # what the teacher answers: it must be open, since episodes are told apart by features
-    init: str = ""  # the checkpoint that the student begins with, instead of fewshot_classifier.py's
-    w_sk: float = 0.24  # weight of the Sinkhorn term, in [0, 1000000]
-    shot: int = 1  # labelled images of a class, in [1, 1000]
-    episodes: int = 4  # in a step, in [1, 1000]
-    steps: int = 200  # an epoch, in [1, 1000000]
-    epochs: int = 20  # in [1, 1000000]
-    lr: float = 1e-3  # learning rate, in (0, 1000]
-    milestones: str = ""  # epochs at which it is multiplied by gamma, or shares of all epochs
+    teacher_stage: Literal["classifier", "meta"] = opt("classifier", "script that the teacher is of: fewshot_classifier, or fewshot_meta")
+    response: str = "inside"
+    init: str = opt("", "checkpoint file that the student starts from, instead of the one from fewshot_classifier.py")
+    w_sk: float = 0.24
+    shot: int = opt(1, "number of labelled images per class", ge=1)
+    episodes: int = opt(4, "number of episodes in a step", ge=1)
+    steps: int = opt(200, "number of steps in an epoch", ge=1)
+    epochs: int = 20
+    lr: float = 1e-3
+    milestones: str = ""
 
-    def taught(self):
+    def teacher_checkpoint(self):
         return f"fewshot_{self.teacher_stage}", "student"
 
 
 def main(argv=None):
     run = start(Args, argv)
     args, student = run.args, run.student
-    path = Path(args.init or place(args.checkpoints_dir, args.BEGINS, args.dataset, args.model, args.seed) / "student.pt")
+    path = Path(args.init or run_folder(args.checkpoints_dir, args.BEGINS, args.dataset, args.model, args.seed) / "student.pt")
     if not path.exists():
-        raise UsageError(f"no classifier to begin with in {path}; first run: {run.before(args.BEGINS, model=args.model, seed=args.seed)}")
-    run.fill(student, path, *run.record.source(path), kind=args.model)
+        raise UsageError(
+            f"no classifier to begin with in {path}; first run: {first_run(args, args.BEGINS, model=args.model, seed=args.seed)}"
+        )
+    run.load_weights(student, path)
     head, classes, x = Prototypes(args.metric).to(run.device), Novel(run, args.shot), run.resident(run.private).x
     y = classes_of(args.way, args.query, run.device).repeat(args.episodes)  # (E * W * Q,)
     sampler = Sampler(run.private.y, args.way, args.shot + args.query, f"the base classes of {args.dataset}")

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from common.datasets import novel
-from common.fewshot.episodes import Evaluated, areas, episodic, features_of, interval
-from common.options import Base
+from common.fewshot.episodes import EpisodeOptions, areas, episodic, features_of, interval
+from common.options import Base, opt
 from common.run import start
 from common.utils import UsageError, cli, save, say
 
 
 @dataclass
-class Args(Evaluated, Base):
+class Args(EpisodeOptions, Base):
     DATA: ClassVar = False
 
-    model: str = "ResNet12"  # the architecture, a model of the list below
-    path: str = ""  # its weights: a file of any script here, or a published one
-    part: Literal["val", "test"] = "test"  # whose classes
-    shots: str = "1,5"  # labelled images of a class
-    auc: bool = False  # too: the area under the curve by which one class's queries stand out from another's, as released
+    model: str = opt("ResNet12", "architecture: a model of the list below")
+    path: str = opt("", "checkpoint file of the model: of any script here, or a published one")
+    part: Literal["val", "test"] = opt("test", "classes of the episodes: validation (val) or test classes")
+    shots: str = opt("1,5", "numbers of labelled images per class, with commas")
+    auc: bool = opt(False, "also report the area under the ROC curve of one class's queries against another's, as released")
 
     def validate(self):
         super().validate()
@@ -40,7 +40,7 @@ def main(argv=None):
     run = start(Args, argv)
     args = run.args
     images = novel(args.dataset, args.part, args.data_dir, run.device, args.img_size)
-    run.fill(run.student, args.path, *run.record.source(args.path), same=("shape", "normalize"), kind=args.model)
+    run.load_weights(run.student, args.path, same=("shape", "normalize"))
     features, found = features_of(run, run.student, images), {}
     for shot in map(int, args.shots.split(",")):
         found[f"{shot}shot"] = episodic(features, images.y, args, shot, args.test_episodes, f"the {args.part} classes of {args.dataset}")

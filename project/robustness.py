@@ -9,28 +9,29 @@ an upper bound, with a point just before it on the same ray that still is of the
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from common.db3kd.boundary import nearest_of_class, others
-from common.db3kd.labels import labeller, stages_of, words_of
+from common.db3kd.labels import ALGORITHMS, labeller, stages_of, words_of
 from common.db3kd.search import Search
 from common.measures import histograms
-from common.options import Asks
+from common.options import TeacherOptions, opt
 from common.run import start
 from common.utils import cli, say
 
 
 @dataclass
-class Args(Asks):
-    response: str = "hard"  # what the model answers; more than a class is not looked at
-    samples: int = 500  # test images, in [1, 1000000000]
-    budget: int = 1000  # queries for each, in [200, 1000000000]
-    neighbours: int = 5000  # training images among which the rays' ends are looked for, in [1, 1000000000]
-    candidates: int = 8  # rays, in [1, 1000]
-    algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # how the boundary is followed
-    basis: str = "dct"  # directions are drawn in k x k cosines or all pixels, in turn: dct:7+dct:14+full; dct: side/4, side/2, full
+class Args(TeacherOptions):
+    response: str = "hard"
+    samples: int = opt(500, "number of test images", ge=1)
+    budget: int = opt(1000, "number of queries for each image", ge=200)
+    neighbours: int = opt(5000, "number of training images among which the ends of the rays are looked for", ge=1)
+    candidates: int = opt(8, "number of rays", ge=1)
+    algorithm: ALGORITHMS = opt("arc", "algorithm that follows the boundary: arc, signopt (the paper's), hsja (HopSkipJump)")
+    basis: str = opt(
+        "dct", "bases of the search directions in turn, joined by +: dct:K (K x K cosines), full (all pixels), dct (three sizes)"
+    )
 
     def validate(self):
         super().validate()
@@ -58,7 +59,7 @@ def main(argv=None):
         search.minimise(stages, args.seed)
         return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
 
-    found = {k: v.cpu() for k, v in run.keep("distances", measure).items()}
+    found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure).items()}
     right = found["right"].double()
     say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; Euclidean distances of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")

@@ -6,18 +6,22 @@ Differs: nothing of the method. As in the tables it trains on all training image
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 
-from common.options import Base
+from common.options import Base, opt
 from common.run import start
 from common.utils import cli
 
 
 @dataclass
 class Args(Base):
-    model: str = "ResNet32"  # the architecture, a model of the list below
-    lamda: float = 1.0  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
+    ALIASES: ClassVar = {"epochs": ("epoch",), "weight_decay": ("wd",), "milestones": ("lr_decay_milestones",)}
+    ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}  # of AEAHL-RG's code
+
+    model: str = opt("ResNet32", "architecture: a model of the list below")
+    lamda: float = 1.0
 
 
 def main(argv=None):

@@ -13,7 +13,7 @@ from common.aeahl.attack import Attack
 from common.aeahl.inversion import Taps
 from common.aeahl.nets import Fusion, Perturbation, recalibrate
 from common.aeahl.pool import Pool, read_pool
-from common.aeahl.reuse import generator
+from common.aeahl.reuse import make_generator
 from common.aeahl.synthesis import Synthesiser
 from common.gan import Generator
 from common.options import flags, parse
@@ -39,8 +39,8 @@ def opened(script):
 
 
 def synthesiser(run, loss=None, **more):
-    G, shares = generator(run)
-    taps = Taps(run.teacher.norms(), run.args.bn_momentum)
+    G, shares = make_generator(run)
+    taps = Taps(run.teacher.norms(), 0.9)
 
     def plain(images, wanted):
         x = run.data.view(images, run.args.augment)

@@ -15,8 +15,8 @@ from common import augment
 from common.augment import APPLY, OPERATIONS, POLICY, auto, boxes, mixup, resized_crop
 from common.blackbox import Remembered
 from common.datasets import Images, load, zoomed
-from common.options import Base, Buys, lr_at, parse
-from common.run import optimizer_of
+from common.options import Base, TransferOptions, parse
+from common.training import lr_at, optimizer_of
 from common.utils import UsageError
 
 
@@ -184,7 +184,7 @@ def test_remembered_answers_are_those_of_the_view():
 
 def test_cache_goes_with_views_that_can_be_counted():
     with pytest.raises(UsageError, match="of --augment crop or crop_flip, not resized_crop"):
-        parse(Buys, ["--cache", "--augment", "resized_crop"])
+        parse(TransferOptions, ["--cache", "--augment", "resized_crop"])
     for Args in (DB3KD.Args, GDA.Args):  # whatever else they check
         with pytest.raises(UsageError, match="of --augment crop or crop_flip, not none"):
             parse(Args, ["--cache"])

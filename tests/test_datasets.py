@@ -164,7 +164,7 @@ def test_torchvisions_layouts_become_one(shape, targets, monkeypatch):
         return type("Set", (), {"data": content, targets: [3, 1, 4, 1]})
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fake)
-    x, y = readers.torchvision_set("CIFAR10")("data", True)
+    x, y, _ = readers.torchvision_set("CIFAR10")("data", True)
     assert x.shape == (4, 1 if len(shape) == 3 else 3, *(shape[1:3] if shape[1] != 3 else shape[2:])) and y.tolist() == [3, 1, 4, 1]
     last = content[1, 1, 2] if len(shape) == 3 else content[1, 0, 1, 2] if shape[1] == 3 else content[1, 1, 2, 0]
     assert x[1, 0, 1, 2] == last

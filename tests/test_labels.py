@@ -11,10 +11,10 @@ from conftest import Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
-from common.db3kd.labels import Labels, budgets_of, label_loss, stages_of
+from common.db3kd.labels import LabelOptions, budgets_of, label_loss, stages_of
 from common.db3kd.priors import crossing, dct, nearest_pilots
 from common.losses import kl
-from common.transfer import Transfer
+from common.purchases import Transfer
 from common.utils import UsageError
 
 FEW = {"epochs": 1, "lamda": 0.03}  # 39 images
@@ -65,7 +65,7 @@ def test_nearest_pilots_gives_the_mean_and_the_nearest():
 
 
 def given(**options):
-    return Labels(**options)
+    return LabelOptions(**options)
 
 
 def test_budgets_are_read_and_refused():
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_the_paper():
     g = torch.Generator().manual_seed(0)
     s, logits = (3 * torch.randn(32, 10, generator=g, dtype=torch.double) for _ in range(2))
     t = torch.nn.functional.one_hot(torch.arange(32) % 10, 10).double()
-    args = SimpleNamespace(t=20.0, w_kl=1.28, w_ce=1.0)
+    args = SimpleNamespace(temperature=20.0, w_kl=1.28, w_ce=1.0)
     s.requires_grad_()
     terms = label_loss(args, s, t, logits)
     p, q = (logits / 20).softmax(1), (s / 20).softmax(1)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from common.measures import calibration_error, copying, holm, nearest, paired, seeds_needed
+from common.measures import calibration_error, copying, nearest
+from common.significance import holm, paired, seeds_needed
 
 
 def test_calibration_error_against_a_loop_and_closed_forms():

@@ -118,7 +118,7 @@ def test_a_stopped_table_stops_its_runs_and_goes_on(number, tiny):
     time.sleep(1)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "stopped; finished runs are kept, the same command goes on" in err and err.count("\n") == 1
+    assert process.returncode == 1 and "stopped; finished runs are kept, run the same command to continue" in err and err.count("\n") == 1
     assert subprocess.run(["pgrep", "-f", str(tiny.home)], capture_output=True).returncode == 1  # none is left
 
 
@@ -151,7 +151,12 @@ def test_unknown_tables(name, words):
 
 
 @pytest.mark.parametrize(
-    "argv, words", [([], "required: table"), (["digits", "--job", "2"], "did you mean --jobs"), (["digits", "--jobs", "0"], "--jobs 0")]
+    "argv, words",
+    [
+        ([], "no table given; there are: .*digits"),
+        (["digits", "--job", "2"], "did you mean --jobs"),
+        (["digits", "--jobs", "0"], "--jobs 0"),
+    ],
 )
 def test_bad_flags(argv, words):
     with pytest.raises(UsageError, match=words):
@@ -159,11 +164,11 @@ def test_bad_flags(argv, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("colour = 1", "unknown colour in the table"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds, title"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "wants script 'XX'"),
-    ('title = "x"\ndataset = "Digits"\npairs = ["ResNet8"]\nseeds = [0]\nrows = []', "pair 'ResNet8' is not of the form"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "unknown skript in the row 'x'"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nagainst = "KN"\nrows = [{ name = "x", script = "KD" }]', "against 'KN' is no row's name"),
+    ("colour = 1", "has unknown keys colour; there are: against"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds, title"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "has a row 'x' with script 'XX', which project/ does not have"),
+    ('title = "x"\ndataset = "Digits"\npairs = ["ResNet8"]\nseeds = [0]\nrows = []', "has a pair 'ResNet8' that is not of the form"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "has a row 'x' with unknown keys skript; there are: alone"),
+    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nagainst = "KN"\nrows = [{ name = "x", script = "KD" }]', "has against 'KN', which is no row's name"),
 ])  # fmt: skip
 def test_a_wrong_table_is_one_line(text, words, tmp_path):
     (tmp_path / "tiny.toml").write_text(text)
@@ -183,12 +188,12 @@ def test_rows_that_would_share_a_folder_are_refused(tmp_path):
         "rows = [", 'rows = [\n  { name = "KD 2", script = "KD", options = { t = 2 } },'
     )
     (tmp_path / "tiny.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"--t 2.0 \(now 5.0\); give one of them a tag"):
+    with pytest.raises(UsageError, match=r"--temperature 2.0 \(now 5.0\); give one of them a tag"):
         table.main([str(tmp_path / "tiny.toml"), "--dry_run"])
 
 
 def test_a_wrong_option_is_said_before_anything_runs(tiny):
-    with pytest.raises(UsageError, match="--batch_size 0: it must be in"):
+    with pytest.raises(UsageError, match="--batch_size 0: it must be at least 1"):
         table.main(tiny(more="batch_size = 0\n"))
 
 
@@ -331,7 +336,7 @@ def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys):
 
 def test_labels_of_an_unknown_row_are_one_line(tmp_path):
     (tmp_path / "labels.toml").write_text(LABELS.replace('labels = "MBD" },\n]', 'labels = "BD" },\n]'))
-    with pytest.raises(UsageError, match="row 'MBD' wants the labels of 'BD', which is no row's name"):
+    with pytest.raises(UsageError, match="row 'MBD' with the labels of 'BD', which is no row's name"):
         table.main([str(tmp_path / "labels.toml"), "--dry_run"])
 
 
@@ -366,7 +371,7 @@ pairs = ["ResNet14 -> ResNet8"]
     )
     assert "--reuse_generator_path checkpoints/AEAHL/Digits/ResNet14_to_ResNet8-inside-fix/seed1/generator.pt" in again
     (tmp_path / "reuse.toml").write_text(text.replace('row = "RG", pair', 'row = "GR", pair'))
-    with pytest.raises(UsageError, match="row 'reused' wants to reuse .*'GR'"):
+    with pytest.raises(UsageError, match="row 'reused' that reuses .*'GR'"):
         table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
 
 

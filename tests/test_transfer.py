@@ -9,8 +9,8 @@ from conftest import SCRIPTS, Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
+from common.purchases import Purchases, Transfer
 from common.run import Run
-from common.transfer import Transfer
 from common.utils import UsageError
 
 QUICK = {"epochs": 2, "lamda": 0.2}
@@ -70,8 +70,8 @@ def test_images_cannot_be_added_to_pairs(script):
 ])  # fmt: skip
 def test_killed_while_buying_pays_only_for_what_is_left_and_ends_the_same(name, at, more, trained, tmp_path, monkeypatch):
     """Answers come 20 at a time; the process dies in the midst of them, goes on, and ends with the same weights and counts."""
-    grow = Run.grow
-    monkeypatch.setattr(Run, "grow", lambda self, make, n, size, stop: grow(self, make, n, 100 if name == "DB3KD" else 20, stop))
+    grow = Purchases.grow
+    monkeypatch.setattr(Purchases, "grow", lambda self, make, n, size, stop: grow(self, make, n, 100 if name == "DB3KD" else 20, stop))
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for home in (straight, cut):
         shutil.copytree(trained / "checkpoints", home / "checkpoints")
@@ -121,8 +121,8 @@ def test_a_file_that_does_not_fit_is_refused(about, words, script):
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("none", "no file .*transfer.safetensors"), ("empty", "cannot be read as a transfer set"), ("cut", "cannot be read as a transfer set"),
-    ("foreign", "cannot be read as a transfer set"), ("other", "of another kind: it does not hold dataset"), ("broken", "cannot be read as a transfer set"),
+    ("none", "no file .*transfer.safetensors"), ("empty", "is not a readable transfer set"), ("cut", "is not a readable transfer set"),
+    ("foreign", "is not a readable transfer set"), ("other", "another kind of file: it does not hold dataset"), ("broken", "is not a readable transfer set"),
 ])  # fmt: skip
 def test_a_file_that_is_none_is_one_line(kind, words, script):
     script("KD", **QUICK)

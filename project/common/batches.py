@@ -1,6 +1,12 @@
-"""What one can iterate for an epoch of batches."""
+"""What one can iterate for an epoch of training: an iterable of tuples of tensors that knows its length."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 
 import torch
+from torch import Tensor
+
+from .datasets import Images
 
 
 class Batches:
@@ -10,7 +16,7 @@ class Batches:
     A single image left over is dropped, since batch norm cannot train on one.
     """
 
-    def __init__(self, *tensors, size, first=None, steps=None):
+    def __init__(self, *tensors: Tensor, size: int, first: Callable[[Tensor], Tensor] | None = None, steps: int | None = None):
         self.tensors, self.size, self.first = tensors, min(size, len(tensors[0])), first
         n = len(tensors[0])
         self.a_pass = n // self.size + (n % self.size > 1)
@@ -19,7 +25,7 @@ class Batches:
     def __len__(self):
         return self.steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         n = len(self.tensors[0])
         for step in range(self.steps):
             k = step % self.a_pass
@@ -35,13 +41,13 @@ class Batches:
 class Draw:
     """`steps` batches an epoch, each a fresh `make()`: noise, images from a generator, mixes."""
 
-    def __init__(self, steps, make):
+    def __init__(self, steps: int, make: Callable[[], tuple[Tensor, ...]]):
         self.steps, self.make = steps, make
 
     def __len__(self):
         return self.steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for _ in range(self.steps):
             yield self.make()
 
@@ -49,27 +55,38 @@ class Draw:
 class Map:
     """Batches, each passed through f."""
 
-    def __init__(self, batches, f):
+    def __init__(self, batches: Iterable, f: Callable[..., tuple[Tensor, ...]]):
         self.batches, self.f = batches, f
 
     def __len__(self):
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (self.f(*batch) for batch in self.batches)
 
 
 class Streamed:
-    """A streamed Images with the face of Batches: (view of x, *rows of the tensors), on the device."""
+    """Batches of streamed Images: (view of x, *rows of the tensors), on the device; `steps` an epoch, without it one pass."""
 
-    def __init__(self, images, *tensors, size, first, augment):
+    def __init__(
+        self, images: Images, *tensors: Tensor, size: int, first: Callable[[Tensor], Tensor], augment: str, steps: int | None = None
+    ):
         self.loader = images.stream.loader(size, shuffle=True, augment=augment)
-        self.tensors, self.first, self.device = tensors, first, images.y.device
+        self.tensors, self.first, self.device, self.steps = tensors, first, images.y.device, steps or len(self.loader)
 
     def __len__(self):
-        return len(self.loader)
+        return self.steps
 
-    def __iter__(self):
-        for x, i in self.loader:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for _, (x, i) in zip(range(self.steps), chain.from_iterable(repeat(self.loader)), strict=False):
             i = i.to(self.device, non_blocking=True)
             yield self.first(x.to(self.device, non_blocking=True)), *(t[i] for t in self.tensors)
+
+
+def batches_of(
+    images: Images, *rows: Tensor, size: int, view: Callable, augment: str = "none", steps: int | None = None
+) -> Batches | Streamed:
+    """Shuffled batches (x, *rows) of images as `view(x, augment)` shows them, and of tensors with a row for each image."""
+    if images.stream:  # its worker processes augment
+        return Streamed(images, *rows, size=size, first=view, augment=augment, steps=steps)
+    return Batches(images.x, *rows, size=size, first=lambda x: view(x, augment), steps=steps)

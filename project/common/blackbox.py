@@ -1,9 +1,12 @@
 """The teacher as its API shows it: it answers, counts, and stops before the first query over budget. No gradient, no inside."""
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from .utils import UsageError
 
@@ -11,7 +14,7 @@ RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that 
 KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two
 
 
-def rank(response):
+def rank(response: str) -> int:
     """Place in RESPONSES of `logits | soft | topk:k | hard | inside`; UsageError for anything else."""
     kind, _, k = response.partition(":")
     if kind not in RESPONSES or (kind == "topk") != bool(k) or (k and not (k.isdigit() and int(k))):
@@ -28,69 +31,75 @@ class BlackBox:
       topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
       hard     a class is sent; its one-hot vector
 
-    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass,
-    by default as many as make 4 million pixel values on a GPU, half a million on the CPU (its caches), 256 to 8,192.
+    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass, by
+    default as many as make 4 million pixel values on a GPU, half a million on the CPU (its caches), 256 to 8,192. identity: letters that
+    tell it from other teachers.
     counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure).
     """
 
-    def __init__(self, net, response="soft", budget=None, chunk=None):
+    def __init__(self, net: nn.Module, response: str = "soft", budget: int | None = None, chunk: int | None = None, identity: str = ""):
         self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
-        self.rank, self.earlier = rank(response), 0
+        self.rank, self.earlier, self.identity = rank(response), 0, identity
         self.counts = self.zero()
 
     @staticmethod
-    def zero():
+    def zero() -> dict[str, int]:
+        """Counts of nothing."""
         return dict.fromkeys(("queries", *KINDS, "bytes"), 0)
 
     @property
-    def hard(self):
+    def hard(self) -> bool:
+        """Whether it answers with a class only."""
         return self.response == "hard"
 
-    def inside(self, x, kind="synthetic"):
+    def inside(self, x: Tensor, kind: str = "synthetic") -> tuple[Tensor, Tensor]:
         """Logits (N, K) and penultimate features (N, F) with gradient, for a method that looks inside; counted, but nothing is sent.
 
         UsageError where the teacher is a black box.
         """
-        self.open()
+        self.require_inside()
         self.afford(len(x))
         self.count(x, kind, sent=0)
         return self.net(x, feature=True)
 
-    def norms(self):
+    def norms(self) -> list[nn.BatchNorm2d]:
         """Its batch-norm layers, which know mean and variance of what they were trained on; UsageError where it has none."""
-        self.open()
+        self.require_inside()
         found = [m for m in self.net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         if not found:
             hint = "take one that has (VGG11_BN for VGG11), or go without: --w_bn 0"
             raise UsageError(f"the teacher has no batch norm, whose statistics could be matched; {hint}")
         return found
 
-    def open(self):
+    def require_inside(self) -> None:
+        """UsageError where the teacher is a black box."""
         if self.response != "inside":
             hint = "of a teacher of your own: --response inside"
             raise UsageError(f"this method looks inside the teacher, and --response {self.response} is a black box; {hint}")
 
-    def __call__(self, x, kind="private"):
+    def __call__(self, x: Tensor, kind: str = "private") -> Tensor:
         self.afford(len(x))
         answers = torch.cat([self.recover(self.api(c)) for c in self.chunks(x)])  # (N, K)
         self.count(x, kind)
         return answers
 
-    def chunks(self, x):
+    def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x, a forward pass each."""
         values = 2**22 if x.is_cuda else 2**19
         return x.split(self.chunk or min(8192, max(256, values // max(1, x[:1].numel()))))
 
-    def count(self, x, kind, sent=1):
+    def count(self, x: Tensor, kind: str, sent: int = 1) -> None:
+        """Counts a query for each image of x (N, C, H, W); sent: 0 where nothing leaves the device."""
         self.counts["queries"] += len(x)
         self.counts[kind] += len(x)
         self.counts["bytes"] += x.numel() * 4 * sent
 
     @property
-    def left(self):
+    def left(self) -> float:
         """Queries that the budget still allows, infinity without one."""
         return math.inf if self.budget is None else max(0, self.budget - self.earlier - self.counts["queries"])
 
-    def afford(self, n):
+    def afford(self, n: int) -> None:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
         if n > self.left:
             asked = self.earlier + self.counts["queries"]
@@ -98,12 +107,12 @@ class BlackBox:
             raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
     @torch.no_grad()
-    def audit(self, x):
+    def audit(self, x: Tensor) -> Tensor:
         """Log-probabilities (N, K) as the one who runs the experiment sees them. Not counted, and no method may learn from them."""
         return torch.cat([self.net(c).float().log_softmax(1) for c in self.chunks(x)])
 
     @torch.no_grad()
-    def api(self, x):
+    def api(self, x: Tensor) -> Tensor | tuple:
         """What the server would send: logits, probabilities (N, K), values and classes (N, k) each, or classes (N,)."""
         logits = self.net(x).float()
         if self.rank >= RESPONSES.index("logits"):
@@ -113,7 +122,7 @@ class BlackBox:
         p = logits.softmax(1)
         return p if self.response == "soft" else (*p.topk(min(int(self.response[5:]), p.shape[1])), p.shape[1])
 
-    def recover(self, answer):
+    def recover(self, answer: Tensor | tuple) -> Tensor:
         """Logits up to a constant of each row (N, K) from what was sent; the one-hot vector from a class."""
         if self.rank >= RESPONSES.index("logits"):
             return answer
@@ -126,10 +135,10 @@ class BlackBox:
         log_p = answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
         return log_p - log_p.mean(1, keepdim=True)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, int]:
         return dict(self.counts)
 
-    def load_state_dict(self, counts):
+    def load_state_dict(self, counts: dict[str, int]) -> None:
         self.counts = dict(counts)
 
 
@@ -139,10 +148,10 @@ class Remembered:
     All of them are kept in memory, float32.
     """
 
-    def __init__(self, ask, images, views, classes, device):
+    def __init__(self, ask: Callable[[Tensor], Tensor], images: int, views: int, classes: int, device: torch.device):
         self.ask, self.kept = ask, torch.full((images, views, classes), torch.nan, device=device)
 
-    def __call__(self, i, which, x):
+    def __call__(self, i: Tensor, which: Tensor, x: Tensor) -> Tensor:
         t = self.kept[i, which]
         if len(new := t[:, 0].isnan().nonzero()[:, 0]):
             t[new] = self.kept[i[new], which[new]] = self.ask(x[new])

@@ -46,6 +46,11 @@ def balance(t):
     return torch.special.xlogy(mean, mean).sum()
 
 
+def warm_up(epoch: int, epochs: int) -> float:
+    """The factor of a weight that rises linearly from epoch 1 to `epochs`, and is 1 from then on."""
+    return min(1.0, epoch / max(1, epochs))
+
+
 def decouple(u, top):
     """Log-probabilities of (target, all others together) (B, 2), and of the others among themselves (B, K - 1), from logits u (B, K)."""
     others = torch.arange(u.shape[1] - 1, device=u.device).expand(len(u), -1)

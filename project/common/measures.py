@@ -1,15 +1,54 @@
-"""What is measured beside accuracy: calibration, how near synthetic images come to private ones, whether a difference is chance."""
+"""What is measured of a net and of images: accuracy, agreement, calibration; how near synthetic images come to private ones."""
 
 import math
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
+from torch import Tensor
 
+from .datasets import Images
+from .losses import kl
 from .pictures import pyplot, save_figure
+from .utils import autocast
 
 
-def calibration_error(p, y, bins=15):
+def infer(f: Callable[[Tensor], Tensor], images: Images, view: Callable[[Tensor], Tensor], amp: str = "off") -> Tensor:
+    """f(view(x)) over all images in order, joined; without gradient."""
+    device = images.y.device
+    if images.stream:
+        batches = (view(x.to(device)) for x, _ in images.stream.loader(500, shuffle=False, augment="none"))
+    else:
+        batches = (view(x) for x in images.x.split(1000))
+    with torch.no_grad(), autocast(device, amp):
+        return torch.cat([f(x) for x in batches])
+
+
+def quality(
+    net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Tensor | None = None, amp: str = "off"
+) -> dict[str, float]:
+    """The net on labelled images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside a teacher, whose
+    log-probabilities are `truth` (N, K), agreement in percent and KL(teacher || student) in nats. Nothing where there are no images."""
+    if not len(images):
+        return {}
+    s, y = infer(net.eval(), images, view, amp).float(), images.y  # (N, K)
+    row = {"accuracy": percent(s.argmax(1) == y), "ece": 100 * calibration_error(s.softmax(1), y).item()}
+    if s.shape[1] > 10:
+        row["top5"] = percent((s.topk(5).indices == y[:, None]).any(1))
+    if truth is not None:
+        row |= {"agreement": percent(s.argmax(1) == truth.argmax(1)), "teacher_kl": kl(s, truth).item()}
+    return row
+
+
+def percent(hits: Tensor) -> float:
+    """The percentage of true values in (N,)."""
+    return 100 * hits.sum().item() / len(hits)
+
+
+def calibration_error(p: Tensor, y: Tensor, bins: int = 15) -> Tensor:
     """Expected calibration error in [0, 1] of probabilities p (N, K) for labels y (N,); Guo et al. 2017, 1706.04599, equation 3.
 
     The mean over equal bins of top probability of |accuracy - mean top probability|, weighted by the bins' sizes.
@@ -23,7 +62,7 @@ def calibration_error(p, y, bins=15):
 # ---- is a generator copying?
 
 
-def nearest(x, y, same=False):
+def nearest(x: Tensor, y: Tensor, same: bool = False) -> tuple[Tensor, Tensor]:
     """Euclidean distance (N,) of each row of x to the nearest row of y, and that row's index; same: x is y, a row is not its own."""
     distances, indices = [], []
     for at, chunk in enumerate(x.split(1000)):
@@ -37,10 +76,10 @@ def nearest(x, y, same=False):
     return torch.cat(distances), torch.cat(indices)
 
 
-def copying(synthetic, private, path, pairs=10):
+def copying(synthetic: Tensor, private: Tensor, path: Path, pairs: int = 10) -> dict[str, float]:
     """How near synthetic images (N, C, H, W) come to private ones (M, C, H, W), pixels in [0, 1], against the latter among themselves.
 
-    Gives the medians of both nearest-neighbour distances (Euclidean), and `closer`, the share of synthetic
+    Gives the medians of both nearest-neighbour distances (Euclidean), and `closer`, the fraction of synthetic
     images that are nearer to a private one than all but 1 % of the private images are to another: some 0.01 or less where
     nothing is copied. Writes both histograms and the closest pairs as a picture to `path`.
     """
@@ -48,12 +87,12 @@ def copying(synthetic, private, path, pairs=10):
     d, index = nearest(s, p)
     own, _ = nearest(p, p, same=True)
     closest = d.argsort()[:pairs]
-    draw(d, own, synthetic[closest], private[index[closest]], path)
+    draw_copying(d, own, synthetic[closest], private[index[closest]], path)
     closer = (d < own.quantile(0.01)).double().mean().item()
     return {"synthetic_median": d.median().item(), "private_median": own.median().item(), "closer": closer}
 
 
-def draw(d, own, synthetic, private, path):
+def draw_copying(d: Tensor, own: Tensor, synthetic: Tensor, private: Tensor, path: Path) -> None:
     """Histograms of the distances d and own; below, each synthetic image over the private one that is nearest to it."""
     plt = pyplot()
     from torchvision.utils import make_grid
@@ -70,7 +109,7 @@ def draw(d, own, synthetic, private, path):
     save_figure(fig, path)
 
 
-def histograms(values, path):
+def histograms(values: dict, path: Path) -> None:
     """A picture of distances: {class: values}, a row a class on a common axis, with the median of each."""
     plt = pyplot()
 
@@ -86,38 +125,3 @@ def histograms(values, path):
         ax.spines[["top", "left", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel("Euclidean distance to the decision boundary, pixels in [0, 1]; the line is the median")
     save_figure(fig, path)
-
-
-# ---- is a difference chance?
-
-
-def paired(a, b):
-    """(mean difference of a - b, its 95 % interval (low, high) of Student's t, exact two-sided p) for values paired by seed.
-
-    The p is that of the permutation test on the signs of the differences, all 2^n of them: its smallest value is 2 / 2^n. Beyond
-    20 pairs it is of 2^20 random ones.
-    The interval is None with fewer than two pairs.
-    """
-    from scipy import stats  # slow to import, and of use to the table alone
-
-    d = np.subtract(a, b)
-    if len(d) < 2:
-        return float(d.mean()), None, 1.0
-    half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d.tolist()) / math.sqrt(len(d))
-    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** min(len(d), 20)), "vectorized": True}
-    p = stats.permutation_test((d,), lambda x, axis: np.mean(x, axis), **how, rng=0).pvalue if np.any(d) else 1.0
-    return float(d.mean()), (float(d.mean() - half), float(d.mean() + half)), float(p)
-
-
-def holm(p):
-    """Holm's correction of several p values, in their order; Holm 1979."""
-    order, out, worst = sorted(range(len(p)), key=p.__getitem__), [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
-        out[i] = worst
-    return out
-
-
-def seeds_needed(comparisons, level=0.05):
-    """Seeds with which `comparisons` exact paired tests can reach `level` after Holm's correction: 2 / 2^n <= level / comparisons."""
-    return math.ceil(1 + math.log2(comparisons / level))

@@ -1,225 +1,255 @@
-"""Options: a dataclass a script. A field is an option, its comment the help; a range in the comment, `in (0, 1]`, is enforced."""
+"""Options: a dataclass a script. A field is an option; `opt` gives it its help, its bounds and its other spellings.
+
+A class that overrides an option by a plain default, `lr: float = 0.02`, keeps the help, the bounds and the spellings.
+"""
 
 import argparse
 import difflib
 import inspect
 import math
+import operator
 import re
 import sys
-from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError
 
-ALIASES = {  # the spellings of the papers' code
-    "model": ["student"],
-    "response": ["res_type"],
-    "sr_mode": ["mode"],
-    "hard_loss": ["hl"],
-    "epochs": ["epoch"],
-    "weight_decay": ["wd"],
-    "milestones": ["lr_decay_milestones"],
-    "data_dir": ["data_root"],
-    "checkpoints_dir": ["save_dir"],
-    "device": ["gpu"],
-    "base": ["distiller"],
-    "w_gt": ["gt_loss_weight"],
-    "w_kd": ["kd_loss_weight"],
-    "w_fr": ["fisher_rao_lamda"],
-    "teacher_path": ["teacher_pretrained"],
-}
+GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
+BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] | None = None, **bounds: float) -> Any:
+    """A field of an options class. help: a noun phrase with unit or values; alias: other names; bounds: gt, ge, lt, le.
+
+    What is left out is as in the class that is inherited from. TypeError for a bound that there is not.
+    """
+    if unknown := bounds.keys() - BOUNDS.keys():
+        raise TypeError(f"opt: no bound {', '.join(sorted(unknown))}; there are {', '.join(BOUNDS)}")
+    given = {"help": help, "alias": (alias,) if isinstance(alias, str) else alias, "bounds": bounds or None}
+    return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
+
+
+AUGMENT = Literal["none", "crop", "crop_flip", "resized_crop", "auto"]
 
 
 @dataclass
-class Base:
-    """What every script shares. DATA: whether it trains on images of the data set."""
+class RunOptions:
+    """What every script shares. A class has its options in the group GROUP of --help; those of a script itself are its method's."""
 
-    DATA: ClassVar = True
+    GROUP: ClassVar = "run"
+    DATA: ClassVar = True  # whether the script trains on images of the data set
+    NEEDS: ClassVar = ""  # the least response that the method can work with
+    BEGINS: ClassVar = ""  # the script whose net of the same model and seed the student begins with
+    LR_START: ClassVar = 1e-4  # where the warm-up of the learning rate begins
+    ALIASES: ClassVar = {}  # {option: (other names, ...)} of a paper's code, for options that are inherited
+    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}  # may differ on resume
 
-    dataset: str = "MNIST"  # a data set of the list below, or folder:PATH with a folder a class
-    img_size: int = 0  # side of the images in pixels, 0 for the data set's usual one, in [0, 4096]
-    normalize: Literal["half", "dataset"] = "half"  # half: range [-1, 1]; dataset: the data set's mean and standard deviation
-    augment: Literal["none", "crop", "crop_flip", "resized_crop", "auto"] = "none"  # shifts; resized crops; these and AutoAugment
-    zoom: bool = False  # evaluate on images enlarged by 8/7 and cut to their size, as timm does
-    lamda: float = 0.1  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
-    val: float = 0.0  # share of the training images held out of everything and evaluated instead of the test images, in [0, 1)
-    seed: int = 0  # of the run: the private share, the initial weights, the order of images, in [0, 4294967295]
-    tag: str = ""  # a name added to the run's folder, so that runs of other options lie beside each other
-    epochs: int = 240  # in [1, 1000000]
-    batch_size: int = 128  # in [1, 1000000]
-    optimizer: Literal["sgd", "adam"] = "sgd"  # of the net that is trained
-    lr: float = 0.1  # learning rate, in (0, 1000]
-    momentum: float = 0.9  # of SGD, in [0, 1)
-    nesterov: bool = False  # SGD with Nesterov's momentum
-    weight_decay: float = 5e-4  # in [0, 1]
-    decay: Literal["all", "weights"] = "all"  # what it is of; weights: neither of biases nor of batch norm
-    schedule: Literal["multistep", "cosine"] = "multistep"  # how the learning rate falls
-    milestones: str = "1/3,2/3"  # epochs at which it is multiplied by gamma, or shares of all epochs
-    gamma: float = 0.1  # in (0, 1]
-    lr_warmup: int = 0  # epochs over which the learning rate rises from lr_start, in [0, 1000000]
-    lr_start: float = 1e-4  # in (0, 1000]
-    lr_min: float = 0.0  # what the cosine falls to, in [0, 1000]
-    eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated, in [1, 1000000]
-    device: str = "auto"  # auto, cpu, cuda, cuda:1 or 1 ...
-    amp: Literal["off", "bf16"] = "off"  # bf16: forward passes in bfloat16
-    compile: bool = False  # torch.compile the net that is trained
-    deterministic: bool = False  # bit-identical repetition on a GPU too, slower
-    workers: int = -1  # processes that read a streamed data set, -1 for one a core up to 8, in [-1, 1024]
-    data_dir: str = "data"  # where data sets lie or are downloaded to
-    checkpoints_dir: str = "checkpoints"  # where weights and results go
-    logs_dir: str = "logs"  # where log.jsonl, TensorBoard's events and pictures go
-    overwrite: bool = False  # start anew where this run has been before
-    dry_run: bool = False  # one epoch of two steps, nothing kept
+    # how a script without these options is seen
+    model = teacher = private = pool = transfer = ""
+    response, query_budget, cache = "soft", 0, False
 
-    # what may differ when a run is taken up
-    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}
+    seed: int = opt(0, "random seed (subset, initial weights, shuffling)", ge=0, le=2**32 - 1)
+    tag: str = opt("", "name added to the run's folder, so that runs with other options stand beside each other")
+    device: str = opt("auto", "device: auto (a GPU if there is one), cpu, cuda, cuda:1 or 1")
+    amp: Literal["off", "bf16"] = opt("off", "number format of forward passes: float32 (off) or bfloat16 (bf16)")
+    compile: bool = opt(False, "compile the trained net with torch.compile")
+    deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
+    workers: int = opt(-1, "number of processes that read a data set too large for memory; -1: one per core, at most 8", ge=-1, le=1024)
+    data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
+    checkpoints_dir: str = opt("checkpoints", "folder of weights and results")
+    logs_dir: str = opt("logs", "folder of log.jsonl, TensorBoard events and pictures")
+    overwrite: bool = opt(False, "delete an earlier run with the same folder and start again")
+    dry_run: bool = opt(False, "one epoch of two steps, after which nothing is kept")
 
-    def presets(self):
+    def presets(self) -> dict[str, Any]:
         """{option: value} that follow from other options, for those that the command line does not give."""
         return {}
 
-    def validate(self):
+    def validate(self) -> None:
         """UsageError for options that do not go together, before anything is read or bought."""
 
 
 @dataclass
-class Asks(Base):
-    """A script that asks a teacher. NEEDS: the least response that its method can work with. BEGINS: the script whose net of the same model
-    and seed the student begins with."""
+class DataOptions(RunOptions):
+    GROUP: ClassVar = "data"
 
+    dataset: str = opt("MNIST", "data set: a name of the list below, or folder:PATH (one subfolder per class)")
+    img_size: int = opt(0, "side length of the images in pixels; 0: the data set's usual one", ge=0, le=4096)
+    normalize: Literal["half", "dataset"] = opt(
+        "half", "pixel range: [-1, 1] (half), or mean 0 and standard deviation 1 over the data set (dataset)"
+    )
+    augment: AUGMENT = opt(
+        "none", "augmentation: random crop (crop), crop and flip (crop_flip), random resized crop (resized_crop), AutoAugment (auto)"
+    )
+    zoom: bool = opt(False, "evaluate on the central 7/8 of each image, enlarged to full size, as timm does")
+    lamda: float = opt(0.1, "fraction of the training set that is used (class-balanced; the subset depends on --seed only)", gt=0, le=1)
+    val: float = opt(0.0, "fraction of the training set that is held out and evaluated instead of the test set", ge=0, lt=1)
+
+
+@dataclass
+class Base(DataOptions):
+    """The options of a script that trains a net on labels."""
+
+    GROUP: ClassVar = "training"
+
+    epochs: int = opt(240, "number of epochs", ge=1)
+    batch_size: int = opt(128, "batch size in images", ge=1)
+    optimizer: Literal["sgd", "adam"] = opt("sgd", "optimizer of the trained net")
+    lr: float = opt(0.1, "learning rate", gt=0)
+    momentum: float = opt(0.9, "momentum of SGD", ge=0, lt=1)
+    nesterov: bool = opt(False, "use Nesterov momentum with SGD")
+    weight_decay: float = opt(5e-4, "weight decay (L2 penalty)", ge=0, le=1)
+    decay: Literal["all", "weights"] = opt("all", "parameters that weight decay applies to: all, or weights (no biases, no batch norm)")
+    schedule: Literal["multistep", "cosine"] = opt("multistep", "learning-rate schedule: steps at --milestones, or cosine decay")
+    milestones: str = opt("1/3,2/3", "epochs after which the learning rate is multiplied by --gamma, or fractions of --epochs, with commas")
+    gamma: float = opt(0.1, "factor of the learning rate at each milestone", gt=0, le=1)
+    lr_warmup: int = opt(0, "number of epochs over which the learning rate rises from 1e-4 to --lr", ge=0)
+    lr_min: float = opt(0.0, "learning rate at the end of the cosine schedule", ge=0)
+    eval_every: int = opt(1, "number of epochs between evaluations; the last epoch is always evaluated", ge=1)
+
+
+@dataclass
+class TeacherOptions(Base):
+    """A script that asks a teacher."""
+
+    GROUP: ClassVar = "teacher"
     NEEDS: ClassVar = "hard"
-    BEGINS: ClassVar = ""
 
-    teacher: str = "ResNet32"  # the teacher's architecture, a model of the list below
-    teacher_seed: int = 0  # which run of teacher.py, in [0, 4294967295]
-    teacher_path: str = ""  # any checkpoint file of that architecture, instead of teacher.py's
-    response: str = "soft"  # what the teacher answers: logits | soft (probabilities) | topk:k | hard (a class) | inside (a white box)
-    query_budget: int = 0  # queries that it may be asked, 0 without limit, in [0, 1000000000000]
-    private: str = ""  # the edge's data set where it is not the teacher's: private and test images are of it, made alike in size
+    teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list below")
+    teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=2**32 - 1)
+    teacher_path: str = opt("", "checkpoint file of the teacher, instead of the one from teacher.py")
+    response: str = opt(
+        "soft", "answer of the teacher: logits, soft (probabilities), topk:K, hard (class), inside (white box)", alias="res_type"
+    )
+    query_budget: int = opt(0, "maximum number of queries to the teacher; 0: no limit", ge=0)
+    private: str = opt("", "data set of the private and the test images, where it is not the one that the teacher was trained on")
 
-    def taught(self):
+    def teacher_checkpoint(self) -> tuple[str, str]:
         """(the script that the teacher is of, the name under which that saves it)."""
         return "teacher", "teacher"
 
 
 @dataclass
-class Distill(Asks):
+class StudentOptions(TeacherOptions):
     """A script that trains a student from a teacher."""
 
-    model: str = "ResNet8"  # the student's architecture, a model of the list below
+    GROUP: ClassVar = "method"
+
+    model: str = opt("ResNet8", "architecture of the student: a model of the list below", alias="student")
 
 
 @dataclass
-class Buys(Distill):
+class TransferOptions(StudentOptions):
     """A script that can train on answers bought once."""
 
-    transfer: str = ""  # a transfer.safetensors of any run with this teacher and response: train on what it holds
-    cache: bool = False  # keep the answers to each shifted, mirrored view in memory (162 an image, float32); a killed run asks again
+    GROUP: ClassVar = "teacher"
 
-    def validate(self):
+    transfer: str = opt("", "transfer.safetensors of another run with this teacher and response: train on the answers in it")
+    cache: bool = opt(False, "keep the teacher's answers to augmented images in memory (up to 162 per image); a killed run asks again")
+
+    def validate(self) -> None:
         super().validate()
         if self.cache and self.augment not in ("crop", "crop_flip"):
-            raise UsageError(
-                f"--cache keeps answers to views that can be counted, those of --augment crop or crop_flip, not {self.augment}"
-            )
+            raise UsageError(f"--cache keeps answers to views that can be counted: use --augment crop or crop_flip, not {self.augment}")
 
 
-def helps(cls):
-    """{field: the comment beside it}, the nearest class first."""
+# ---- the command line
+
+
+def described(cls: type[RunOptions]) -> dict[str, dict]:
+    """{option: {help, bounds, alias, group}}, each as the nearest class that gives it says."""
     found = {}
-    for c in reversed(cls.__mro__[:-1]):
-        for line in inspect.getsource(c).splitlines():
-            if m := re.match(r"    (\w+): [^#]*  # (.*)", line):
-                found[m[1]] = m[2]
+    for c in (c for c in reversed(cls.__mro__) if is_dataclass(c)):
+        own = inspect.get_annotations(c)
+        for f in (f for f in fields(c) if f.name in own):
+            inherited = found.get(f.name, {"help": "", "bounds": {}, "alias": (), "group": c.__dict__.get("GROUP", "method")})
+            found[f.name] = inherited | dict(f.metadata)
+    for name in cls.ALIASES.keys() & found.keys():
+        found[name]["alias"] = (*found[name]["alias"], *cls.ALIASES[name])
     return found
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> None:
         """One line; for an unknown option the nearest there is."""
         if unknown := re.match(r"unrecognized arguments: (--\w+)", message):
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
-        raise UsageError(f"{message}; python {self.prog} --help lists the options")
+        raise UsageError(f"{message}; for all options run: python {self.prog} --help")
 
 
-def parse(cls, argv=None, script="script.py", epilog=""):
-    """An instance of the dataclass `cls` from a command line; names with `_` or `-`, `--name value` or `--name=value`."""
+def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "script.py", epilog: str = "") -> Any:
+    """An instance of the dataclass `cls` from a command line; names with `_` or `-`, `--name value` or `--name=value`.
+
+    UsageError for an unknown option, a value that is not allowed, and options that do not go together.
+    """
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
-    doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
-    if needs := getattr(cls, "NEEDS", ""):
-        doc += f"\n\nNeeds: a teacher that answers {needs} or more (hard < topk < soft < logits < inside)."
-    parser = Parser(
-        prog=script,
-        description=doc,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    texts, aliases = helps(cls), ALIASES | getattr(cls, "ALIASES", {})
-    for f in fields(cls):
-        names = [f"--{n}" for n in (f.name, *aliases.get(f.name, []))]
-        text = texts.get(f.name, "").replace("%", "%%")
-        if f.type is bool:  # --NAME and --no_NAME, of which help shows the one that changes something
-            parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS if f.default else text)
-            parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=text if f.default else argparse.SUPPRESS)
-            continue
-        default = f"(default: {f.default})" if f.default != "" else ""
-        choices = get_args(f.type) if get_origin(f.type) is Literal else None
-        kind = str if choices else f.type
-        parser.add_argument(*names, type=kind, choices=choices, metavar="" if not choices else None, help=f"{text} {default}")
-    given = vars(parser.parse_args(argv))
+    options = described(cls)
+    given = vars(parser_of(cls, options, script, epilog).parse_args(argv))
     args = cls(**given)
     for name, value in args.presets().items():
         if name not in given:
             setattr(args, name, value)
-    for name, text in texts.items():
-        if bounds := re.search(r"in ([(\[])(\S+), (\S+)([)\]])", text):
-            check(name, getattr(args, name), *bounds.groups())
+    for name, about in options.items():
+        check(name, getattr(args, name), about["bounds"])
     args.validate()
     return args
 
 
-def settings(args):
+def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epilog: str) -> Parser:
+    doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    if cls.NEEDS:
+        doc += f"\n\nNeeds: a teacher that answers {cls.NEEDS} or more (hard < topk < soft < logits < inside)."
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "argument_default": argparse.SUPPRESS}
+    parser = Parser(prog=script, usage=f"python {script} [options]", description=doc, epilog=epilog, **how)
+    groups = {name: parser.add_argument_group(f"{name} options") for name in GROUPS}
+    for f in sorted(fields(cls), key=lambda f: f.name not in inspect.get_annotations(cls)):  # a script's own come first
+        about = options[f.name]
+        names, add = [f"--{n}" for n in (f.name, *about["alias"])], groups[about["group"]].add_argument
+        text = about["help"].replace("%", "%%")
+        if f.type is bool:  # --NAME and --no_NAME, of which help shows the one that changes something
+            add(*names, action="store_true", help=argparse.SUPPRESS if f.default else text)
+            add(f"--no_{f.name}", dest=f.name, action="store_false", help=text if f.default else argparse.SUPPRESS)
+            continue
+        choices = get_args(f.type) if get_origin(f.type) is Literal else None
+        text += f", {interval(about['bounds'])}" * (len(about["bounds"]) > 1) + f" (default: {f.default})" * (f.default != "")
+        kind, metavar = (str, None) if choices else (f.type, {int: "N", float: "X"}.get(f.type, "TEXT"))
+        add(*names, type=kind, choices=choices, metavar=metavar, help=text)
+    return parser
+
+
+def interval(bounds: dict[str, float]) -> str:
+    """`in (0, 1]`"""
+    low = next((bounds[k] for k in ("gt", "ge") if k in bounds), "-inf")
+    high = next((bounds[k] for k in ("lt", "le") if k in bounds), "inf")
+    return f"in {'[' if 'ge' in bounds else '('}{low}, {high}{']' if 'le' in bounds else ')'}"
+
+
+def check(name: str, value: Any, bounds: dict[str, float]) -> None:
+    """UsageError where a number lies outside of its bounds, or is none."""
+    tests = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite or not all(tests[k](value, bound) for k, bound in bounds.items()):
+        allowed = " and ".join(f"{BOUNDS[k]} {bound}" for k, bound in bounds.items()) or "a finite number"
+        raise UsageError(f"--{name} {value}: it must be {allowed}")
+
+
+# ---- options as a result keeps them
+
+
+def settings(args: RunOptions) -> dict[str, Any]:
     """The options that make a result what it is."""
     return {k: v for k, v in asdict(args).items() if k not in args.FREE}
 
 
-def differences(args, then):
-    """What an earlier run's settings `then` have otherwise, a phrase each."""
-    return [f"--{k} {then[k]} (now {v})" for k, v in settings(args).items() if k in then and then[k] != v]
+def differences(args: RunOptions, then: dict[str, Any]) -> list[str]:
+    """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then."""
+    known = {k: next((n for n in (k, *about["alias"]) if n in then), None) for k, about in described(type(args)).items()}
+    return [f"--{k} {then[known[k]]} (now {v})" for k, v in settings(args).items() if known[k] and then[known[k]] != v]
 
 
-def flags(**options):
-    """The command line of these options, a list; True is --NAME, False --no_NAME."""
+def flags(**options: Any) -> list[str]:
+    """The command line of these options; True is --NAME, False --no_NAME."""
     return [word for k, v in options.items() for word in ((f"--{k}" if v else f"--no_{k}",) if isinstance(v, bool) else (f"--{k}", str(v)))]
-
-
-def check(name, value, left, low, high, right):
-    above = value >= float(low) if left == "[" else value > float(low)
-    below = value <= float(high) if right == "]" else value < float(high)
-    if not (math.isfinite(value) and above and below):
-        raise UsageError(f"--{name} {value}: it must be in {left}{low}, {high}{right}")
-
-
-def milestones(args):
-    """Epochs at which the learning rate falls, from `80,160` or shares such as `1/3,0.75`."""
-    try:
-        marks = [m.strip() for m in args.milestones.split(",") if m.strip()]
-        shares = [float(m.partition("/")[0]) / float(m.partition("/")[2] or 1) for m in marks]
-        if any(not math.isfinite(v) or v <= 0 for v in shares):
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--milestones {args.milestones}: give epochs such as 80,160, or shares such as 1/3,2/3") from None
-    return [round(v * args.epochs) if v < 1 else round(v) for v in shares]
-
-
-def lr_at(args, epoch):
-    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm."""
-    if epoch <= args.lr_warmup:
-        return args.lr_start + (epoch - 1) * (args.lr - args.lr_start) / args.lr_warmup
-    if args.schedule == "cosine":
-        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
-    return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))

@@ -7,40 +7,44 @@ import platform
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torchvision
 
-from .options import differences, settings
-from .transfer import Transfer
-from .utils import RunError, UsageError, domain, identity, place, read, read_json, save, save_json, save_text, say, weights, who_of
+from .checkpoints import StateDict, identity, read, read_weights
+from .options import Base, differences, settings
+from .utils import Finished, RunError, UsageError, dataset_tag, read_json, run_folder, run_name_of, save, save_json, save_text, say
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 
 
 class Record:
-    """folder: checkpoints/<script>/<data set>/<nets>/seed<k>; logs: the same under logs/. `sources`: files the run is made from."""
+    """What one run leaves on disk.
 
-    def __init__(self, script, args):
+    folder: checkpoints/<script>/<data set>/<nets>/seed<k>; logs: the same under logs/. rows: the log so far. sources: {file that the run is
+    made from: its identity}. best: the best accuracy so far, in percent.
+    """
+
+    def __init__(self, script: str, args: Base):
         self.script, self.args = script, args
         self.rows, self.best, self.sources, self.state = [], None, {}, None
-        self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.time(), 0.0
-        self.name = who_of(args)
-        self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {domain(args)}, seed {args.seed}"
-        self.open()
-        self.take_up()
+        self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.monotonic(), 0.0
+        self.name = run_name_of(args)
+        self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"
+        self.open_folders()
 
-    def open(self):
+    def open_folders(self) -> None:
+        """Makes both folders, and locks them for this process; empties them where --overwrite says so."""
         a, roots = self.args, (self.args.checkpoints_dir, self.args.logs_dir)
         if a.dry_run:
             self.temporary = tempfile.TemporaryDirectory(prefix="dry_run_")
             roots = (f"{self.temporary.name}/checkpoints", f"{self.temporary.name}/logs")
-        self.folder, self.logs = (place(root, self.script, domain(a), self.name, a.seed) for root in roots)
+        self.folder, self.logs = (run_folder(root, self.script, dataset_tag(a), self.name, a.seed) for root in roots)
         for folder in (self.folder, self.logs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -52,22 +56,23 @@ class Record:
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another process is at this run ({self.folder}); wait for it, or give --tag NAME") from None
-        given = getattr(a, "transfer", "")
-        if a.overwrite and given and Path(given).resolve().parent == self.folder.resolve():
-            raise UsageError(f"--transfer {given} lies in the folder that --overwrite would empty; give --tag NAME instead")
+            raise UsageError(f"another process is running this run ({self.folder}); wait for it, or give --tag NAME") from None
+        if a.overwrite and a.transfer and Path(a.transfer).resolve().parent == self.folder.resolve():
+            raise UsageError(f"--transfer {a.transfer} lies in the folder that --overwrite would empty; give --tag NAME instead")
         if a.overwrite:
             for path in [*self.folder.iterdir(), *self.logs.iterdir()]:
                 if path.name not in (".lock", "output.log"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def take_up(self):
-        """Says so and exits where the run is finished; takes its state where it was cut short; UsageError where it was another run."""
+    def take_up(self, bought: dict) -> None:
+        """Takes the state of a run that was cut short; Finished where it is finished, UsageError where it was another run.
+
+        bought: what the run's transfer set says about itself, empty where there is none.
+        """
         result = read_json(self.folder / "result.json", "options", "sources", "line")
         if not result and (self.folder / "state.pt").exists():
             self.state = read(self.folder / "state.pt", "options", "sources", "epoch", "objects", "rng", "rows")
-        self.transfer = Transfer(self.folder / "transfer.safetensors")
-        before = result or self.state or self.transfer.about
+        before = result or self.state or bought
         if not before:
             return
         changed = differences(self.args, before["options"])
@@ -78,27 +83,26 @@ class Record:
             hint = "give --tag NAME to run beside it, or --overwrite to start anew"
             raise UsageError(f"{self.folder} holds a run with {', '.join(changed)}; {hint}")
         if result:
-            say(f"finished before: {result['line']}\n(--overwrite runs it again)")
-            sys.exit(0)
+            raise Finished(result)
 
-    def source(self, path):
+    def source(self, path: Path | str) -> tuple[StateDict, dict]:
         """(state dict, meta) of a file that this run is made from; a change of the file is noticed when the run is taken up."""
-        content = weights(path)
+        content = read_weights(path)
         self.sources[str(path)] = identity(path)
         return content
 
     # ---- state
 
-    def save_state(self, epoch, objects, device, force):
+    def save_state(self, epoch: int, objects: dict, device: torch.device, force: bool) -> None:
         """Saves all that has a state, unless the last save is hardly older than an epoch; `force` saves in any case."""
-        if not force and time.time() - self.saved_at < SAVE_EVERY:
+        if not force and time.monotonic() - self.saved_at < SAVE_EVERY:
             return
         kept = {"epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
         kept |= {"rng": rng_state(device), "rows": self.rows, "best": self.best, "seconds": self.seconds()}
         save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources})
-        self.saved_epoch, self.saved_at = epoch, time.time()
+        self.saved_epoch, self.saved_at = epoch, time.monotonic()
 
-    def resume(self, done, until, objects, device):
+    def resume(self, done: int, until: int, objects: dict, device: torch.device) -> int:
         """Puts the state into `objects` if it was saved in epochs done + 1 to `until`; the number of epochs done, at most `until`."""
         state = self.state
         if not state or state["epoch"] <= done:
@@ -115,7 +119,7 @@ class Record:
 
     # ---- log
 
-    def log(self, row):
+    def log(self, row: dict) -> None:
         """One epoch's numbers: a line of log.jsonl, a point of each of TensorBoard's curves."""
         if "accuracy" in row:
             self.best = max(self.best or 0.0, row["accuracy"])
@@ -131,7 +135,7 @@ class Record:
                 self.board.add_scalar(name, value, row["epoch"])
 
     @property
-    def board(self):
+    def board(self):  # a SummaryWriter
         """TensorBoard's writer, opened at its first use; points after the saved epoch are cut off."""
         if not hasattr(self, "_board"):
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -139,17 +143,18 @@ class Record:
             self._board = SummaryWriter(self.logs, purge_step=self.rows[-1]["epoch"] if self.rows else 0)
         return self._board
 
-    def seconds(self):
-        return self.earlier + time.time() - self.began
+    def seconds(self) -> float:
+        """How long the run has taken, with its earlier parts."""
+        return self.earlier + time.monotonic() - self.began
 
     # ---- result
 
-    def finish(self, nets, meta, said, result):
+    def finish(self, nets: dict[str, nn.Module], meta: dict, summary: str, result: dict) -> dict:
         """Writes each net as NAME.pt with `meta`, then result.json, which says that the run is finished."""
         for name, net in nets.items():
             save(self.folder / f"{name}.pt", {"model": net.state_dict(), "meta": meta})
         result = {
-            "line": f"{said} -> {self.folder}",
+            "line": f"{summary} -> {self.folder}",
             "script": self.script,
             "dataset": self.args.dataset,
             "seed": self.args.seed,
@@ -169,24 +174,27 @@ class Record:
         return result
 
 
-def rng_state(device):
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's random numbers, of the CPU and of a GPU."""
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def set_rng_state(state, device):
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts back what `rng_state` gave."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def peak_mb(device):
+def peak_mb(device: torch.device) -> int:
     """The most memory that this process has held, of the GPU where there is one, in MiB."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
-def versions():
+def versions() -> dict[str, str]:
+    """Versions of Python and packages, and the git commit."""
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,

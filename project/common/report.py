@@ -13,9 +13,9 @@ from pathlib import Path
 
 from .blackbox import KINDS
 from .datasets import spec_of
-from .measures import holm, paired, seeds_needed
 from .models import canonical
 from .pictures import pyplot, save_figure
+from .significance import holm, paired, seeds_needed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEVEL = 0.05  # of the tests that make a row bold
@@ -98,8 +98,7 @@ def rows_of(table, cells, pair, against):
             key: [r.get(key) for r in results]
             for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds")
         }
-        args = next(iter(mine)).args
-        row = {"method": name, "needs": (getattr(args, "teacher", "") and args.NEEDS) or "-"}
+        row = {"method": name, "needs": needs_of(next(iter(mine)))}
         row |= {"accuracy": spread(got["accuracy"])}
         if name in differences:
             d, interval, p, _ = differences[name]
@@ -126,6 +125,11 @@ def rows_of(table, cells, pair, against):
             row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({(failed and 'failed: ' + failed) or 'not run'})"
         rows.append(row)
     return rows, differences
+
+
+def needs_of(task):
+    """The least response that a row's method needs, `-` where no teacher is asked."""
+    return (task.args.teacher and task.args.NEEDS if task.args else task.result.get("needs", "")) or "-"
 
 
 def copied(cells, pair):
@@ -207,7 +211,7 @@ def latex(rows, caption):
     return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
 
 
-def said_settings(cells):
+def settings_of_rows(cells):
     """One line a row of the table, with the options that its runs were given."""
     hidden = {"dataset", "teacher", "model", "seed", "query_budget", "data_dir", "checkpoints_dir", "logs_dir"}
     given = {n.partition(" @")[0]: {k: v for k, v in t.options.items() if k not in hidden} for (_, n, _), t in cells.items()}

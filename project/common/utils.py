@@ -2,14 +2,13 @@
 
 import contextlib
 import difflib
-import hashlib
 import json
 import os
-import pickle
+import secrets
 import sys
-import tempfile
-import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -22,11 +21,31 @@ class RunError(Exception):
     """The run failed on its way; one line, exit status 1."""
 
 
-def cli(main):
+class Finished(Exception):
+    """The run was finished before; `result` is what its result.json holds. Exit status 0."""
+
+    def __init__(self, result: dict):
+        super().__init__(f"finished before: {result['line']}\n(--overwrite runs it again)")
+        self.result = result
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C: what was done is saved; exit status 128 + the signal's number."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
+def cli(main: Callable[[], object]) -> None:
     """Runs a script's `main`; its errors become one line on stderr and an exit status: 2 bad usage, 1 a failed run."""
     script = Path(sys.argv[0]).name
     try:
         main()
+    except Finished as e:
+        say(str(e))
+    except Stopped as e:
+        sys.exit(e.status)
     except UsageError as e:
         sys.exit(complain(script, e, 2))
     except BrokenPipeError:  # `| head` has seen enough
@@ -38,38 +57,45 @@ def cli(main):
         sys.exit(complain(script, "stopped before anything was done", 130))
 
 
-def complain(script, error, status):
+def complain(script: str, error: object, status: int) -> int:
     print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return status
 
 
-def say(words):
+def say(words: str) -> None:
     """A line for output.log, there at once."""
     print(words, flush=True)
 
 
-def exact(x):
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """A block whose forward passes are in bfloat16 where --amp is `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+
+
+def exact(x: torch.Tensor) -> torch.autocast:
     """A block in which products of matrices keep the precision of x, whatever --amp says."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
+    """`1:02:03`, hours, minutes and seconds."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 # ---- names
 
 
-def squeeze(name):
+def squeeze(name: str) -> str:
+    """A name as it is compared: without case, `-` and `_`."""
     return name.lower().replace("-", "").replace("_", "")
 
 
-def matching(name, names):
+def matching(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that equals `name` but for case, `-` and `_`; None if there is none."""
     return next((n for n in names if squeeze(n) == squeeze(name)), None)
 
 
-def lookup(name, names, kind, more=""):
+def lookup(name: str, names: Iterable[str], kind: str, more: str = "") -> str:
     """The one of `names` that `name` means, or a UsageError that lists what there is."""
     found = matching(name, names)
     if found is None:
@@ -82,29 +108,29 @@ def lookup(name, names, kind, more=""):
 # ---- places
 
 
-def place(root, script, dataset, who, seed):
+def run_folder(root: str | Path, script: str, dataset: str, name: str, seed: int) -> Path:
     """The folder of one run, for its writer and its readers; `root` is the checkpoints' or the logs' folder."""
-    return Path(root) / script / safe(dataset) / safe(who) / f"seed{seed}"
+    return Path(root) / script / safe(dataset) / safe(name) / f"seed{seed}"
 
 
-def who(teacher="", model="", response="soft", query_budget=0, tag=""):
-    """The folder of a run's nets, `ResNet32_to_ResNet8`, and what sets it apart from others of the same: `-hard`, `-q1000`, `-mytag`."""
+def run_name(teacher: str = "", model: str = "", response: str = "soft", query_budget: int = 0, tag: str = "") -> str:
+    """A run's folder: its nets, `ResNet32_to_ResNet8`, and what sets it apart from others of these: `-hard`, `-q1000`, `-mytag`."""
     nets = "_to_".join(n for n in (teacher, model) if n)
     apart = (response if teacher and response != "soft" else "", f"q{query_budget}" if query_budget else "", tag)
     return "-".join([nets, *filter(None, apart)])
 
 
-def who_of(args):
-    """`who` of a run's options."""
-    return who(**{k: getattr(args, k) for k in ("teacher", "model", "response", "query_budget", "tag") if hasattr(args, k)})
+def run_name_of(args) -> str:
+    """`run_name` of a run's options."""
+    return run_name(args.teacher, args.model, args.response, args.query_budget, args.tag)
 
 
-def domain(args):
-    """The folder of a run's data: the data set, and the edge's own where it is another, `MNIST-USPS`."""
-    return "-".join(filter(None, (args.dataset, getattr(args, "private", ""))))
+def dataset_tag(args) -> str:
+    """The name of a run's data: the data set, and the private one where it is another, `MNIST-USPS`."""
+    return "-".join(filter(None, (args.dataset, args.private)))
 
 
-def safe(name):
+def safe(name: str) -> str:
     """A folder's name from a data set's or model's: `torchvision:resnet18` -> `torchvision-resnet18`."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-")
 
@@ -113,7 +139,7 @@ def safe(name):
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` for writing bytes; it takes the name only when whole and on disk.
 
     Whatever goes wrong (a full disk, a kill), the old file is as it was. Raises RunError with the reason.
@@ -121,7 +147,8 @@ def atomic(path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # tempfile's would be readable by nobody else
     except OSError as e:
         raise RunError(f"cannot write in {path.parent}: {e.strerror}; give another folder or make it writable") from None
     try:
@@ -139,76 +166,39 @@ def atomic(path):
         raise
 
 
-def save(path, state):
+def save(path: str | Path, state: object) -> None:
+    """torch.save, whole or not at all."""
     with atomic(path) as f:
         torch.save(state, f)
 
 
-def save_text(path, text):
+def save_text(path: str | Path, text: str) -> None:
+    """A text file, whole or not at all."""
     with atomic(path) as f:
         f.write(text.encode())
 
 
-def save_json(path, value):
+def save_json(path: str | Path, value: object) -> None:
+    """A JSON file, whole or not at all."""
     save_text(path, json.dumps(value, indent=1) + "\n")
 
 
-# ---- reading: weights only, one line when a file is not what it should be
+# ---- reading
 
 
-def read(path, *keys):
-    """A file of `save`, or anybody's checkpoint of tensors and plain containers; nothing in it is ever executed.
-
-    keys: what it must hold. Raises UsageError where it cannot be read or lacks one.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of foreign files' formats
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"no file {path}") from None
-    except pickle.UnpicklingError:
-        raise UsageError(
-            f"{path} holds more than weights (or is no checkpoint at all), and is not run; save model.state_dict() instead"
-        ) from None
-    except Exception as e:
-        reason = "it is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(e).split("\n")[0] or type(e).__name__
-        raise UsageError(f"{path} cannot be read as a checkpoint ({reason}); it is truncated or of another kind: make it anew") from None
-    return holding(keys, content, path)
-
-
-def holding(keys, content, path):
+def holding(keys: Sequence[str], content: dict, path: str | Path) -> dict:
     """`content`, if it is a dictionary with all of `keys`, or if there are none; UsageError otherwise."""
     if keys and not (isinstance(content, dict) and set(keys) <= set(content)):
-        raise UsageError(f"{path} is of another kind: it does not hold {', '.join(keys)}; move it away and run again")
+        raise UsageError(f"{path} is another kind of file: it does not hold {', '.join(keys)}; move it away and run again")
     return content
 
 
-def read_json(path, *keys):
+def read_json(path: str | Path, *keys: str) -> dict | None:
     """The dictionary in a file, None where there is no file; UsageError where it is cut off or lacks one of `keys`."""
     try:
         content = json.loads(Path(path).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UsageError(f"{path} is cut off or no JSON; delete it and run again") from None
+        raise UsageError(f"{path} is truncated, or not JSON; delete it and run again") from None
     return holding(keys, content, path)
-
-
-def weights(path):
-    """(state dict, meta) of a checkpoint: plain, or under `model`, `state_dict`, `net` or `model_sd`; with or without `module.`"""
-    content = read(path)
-    meta = content.get("meta") if isinstance(content, dict) else None
-    meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
-    for key in ("model", "state_dict", "net", "model_sd"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UsageError(f"{path} holds no state dict: neither plain, nor under model, state_dict, net or model_sd")
-    return {k.removeprefix("module."): v for k, v in content.items()}, meta
-
-
-def identity(path):
-    """Twelve letters that change when the file's content does."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:12]

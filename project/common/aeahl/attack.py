@@ -129,5 +129,5 @@ def perturber(run, folder):
         )
     then = result["options"]
     net = Perturbation(run.data.shape[0], then["gap_width"]).to(run.device, memory_format=torch.channels_last)
-    run.fill(net, path, *run.record.source(path), same=("shape",), kind="an attack")
+    run.load_weights(net, path, same=("shape",), kind="an attack net")
     return lambda x: perturb(net.eval(), run.data, x, then["eps"], then["aea_compat"])

@@ -89,7 +89,7 @@ class Bank:
         self.features = state["features"]
 
 
-def contrast(f, g, bank, tau):
+def contrast(f, g, bank, tau=0.2):
     """InfoNCE: features f, g (B, F) of two views of the same images are to be nearer to each other than f is to other images' in g and in
     the bank; cosines, temperature tau. CMI (2105.08584), its contrastive term, on the teacher's features as they are.
     """

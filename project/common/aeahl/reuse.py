@@ -2,27 +2,35 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
+from ..checkpoints import read_weights
 from ..gan import Generator
-from ..utils import UsageError, weights
+from ..options import opt
+from ..utils import UsageError
 from .nets import Fusion, Pixels, recalibrate
-from .synthesis import Synthesis
+from .options import SynthesisOptions
 
 SHARES = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # of the learning rates, for what is reused
 
 
 @dataclass
-class Reuse(Synthesis):
-    mode: Literal["anew", "reuse_common", "reuse_finetune", "reuse_fix"] = "anew"  # take up an earlier run, at 1, 0.1, 0 of the rates
-    reuse_generator_path: str = ""  # that run's generator.pt
-    reuse_decoder_path: str = ""  # its decoder.pt, by default the one beside it
-    keep: Literal["g1", "g2", "activation", "loss"] = "g1"  # of two nets generator.pt is: by name; of smaller features; of lower loss
-    twins: bool = False  # the second generator begins, and stays, as a copy of the first
+class ReuseOptions(SynthesisOptions):
+    GROUP: ClassVar = "method"
 
-    def validate(self):
+    mode: Literal["anew", "reuse_common", "reuse_finetune", "reuse_fix"] = opt(
+        "anew", "start: a new generator (anew), or an earlier run's at 1, 0.1 or 0 times the learning rates"
+    )
+    reuse_generator_path: str = opt("", "generator.pt of the earlier run")
+    reuse_decoder_path: str = opt("", "decoder.pt of the earlier run; left out: the one beside its generator.pt")
+    keep: Literal["g1", "g2", "activation", "loss"] = opt(
+        "g1", "net that becomes generator.pt: g1, g2, or that of smaller features (activation) or of lower loss"
+    )
+    twins: bool = opt(False, "start the second generator as a copy of the first, which it remains (the released code)")
+
+    def validate(self) -> None:
         super().validate()
         if self.mode == "anew":
             return
@@ -33,25 +41,30 @@ class Reuse(Synthesis):
             raise UsageError(f"--mode {self.mode} has nothing to reuse with --generator {self.generator} --meta {self.meta}")
 
 
-def generator(run):
+def make_generator(run):
     """(the net that --generator and --mode ask for, {beginning of its parameters' names: their share of the learning rates})."""
     a, shape, share = run.args, run.data.shape, SHARES[run.args.mode]
     if a.generator == "pixels":
-        return place(run, Pixels(a.batch_size, shape)), {"": 1.0}
+        return on_device(run, Pixels(a.batch_size, shape)), {"": 1.0}
     old = Path(a.reuse_generator_path)
     if a.generator == "single":
         G = Generator(a.latent, shape, a.ngf, pixels=True)
         if a.mode != "anew":
-            run.reuse(G, old)
-        return place(run, G), {"": share}
+            take_up(run, G, old)
+        return on_device(run, G), {"": share}
     G = Fusion(a.latent, shape, a.ngf, a.twins)
     if a.mode != "anew":
-        run.reuse(G.g2, old)
-        run.reuse(G.decoder, Path(a.reuse_decoder_path or old.with_name("decoder.pt")))
-    return place(run, G), {"g1": 1.0, "g2": share, "decoder": share}
+        take_up(run, G.g2, old)
+        take_up(run, G.decoder, Path(a.reuse_decoder_path or old.with_name("decoder.pt")))
+    return on_device(run, G), {"g1": 1.0, "g2": share, "decoder": share}
 
 
-def place(run, net):
+def take_up(run, net, path):
+    """`net` with the weights of an earlier run's generator or decoder, whatever teacher it was for."""
+    return run.load_weights(net, path, same=("shape",), kind=f"a generator of {run.args.latent} latents, or its decoder,")
+
+
+def on_device(run, net):
     return net.to(run.device, memory_format=torch.channels_last)
 
 
@@ -87,9 +100,9 @@ def taken_up(run, folder, which="generator"):
         raise UsageError(
             f"no {path.name} with a decoder.pt in {folder}; give the checkpoints' folder of a finished AEAHL.py run (--generator rg)"
         )
-    _, meta = weights(path)
+    _, meta = read_weights(path)
     G = Fusion(meta.get("latent", 256), run.data.shape, meta.get("ngf", 64))
     for net, name in ((G.g2, which), (G.decoder, "decoder")):
         source = path.with_name(f"{name}.pt")
-        run.fill(net, source, *run.record.source(source), same=("shape",), kind=f"a generator of {run.args.teacher}'s images")
-    return recalibrate(place(run, G), lambda: torch.randn(256, G.g1.latent, device=run.device))
+        run.load_weights(net, source, same=("shape",), kind=f"a generator of {run.args.teacher}'s images")
+    return recalibrate(on_device(run, G), lambda: torch.randn(256, G.g1.latent, device=run.device))

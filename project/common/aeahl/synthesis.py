@@ -1,14 +1,12 @@
 """Images made through a teacher that one may look into: what the data-free methods share.
 
-`Synthesis` are their options. A `Synthesiser` is one epoch of batches for the student when it is iterated; before every `kd_steps` of
+A `Synthesiser` is one epoch of batches for the student when it is iterated; before every `kd_steps` of
 them it makes images: a copy of the generator and a batch of latents are moved for `g_steps` steps against the method's loss, the best
 batch goes into the `Pool`, and the copy's gradients move the generator itself (FastDFKD, Fang et al. 2022, 2112.15278).
 """
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,87 +14,15 @@ from torchvision.utils import save_image
 
 from ..batches import Batches
 from ..blackbox import Remembered
-from ..models import canonical
-from ..options import Distill
 from ..pictures import save_grid
-from ..utils import RunError, UsageError, atomic, exact, matching, say
+from ..utils import RunError, atomic, exact, say
 from .inversion import Bank
 from .nets import recalibrate
+from .options import TERMS
 from .pool import Pool, read_pool
 
-TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # of a synthesis; w_NAME weighs each
 REPTILE = 67  # the authors' factor on the generator's way, as a gradient
-SINGLE = {"generator": "single", "lr": 0.1, "bn_momentum": 0.0}
-LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "adv_on": "all", "warmup": 0}
-ANEW = SINGLE | {"meta": "fresh"}
-PRESETS = {  # the settings of CMI's and FastDFKD's scripts, for methods of 2112.15278, 2105.08584, 1912.08795 (DeepInversion with its
-    # adversarial term), 2005.04136, 1905.09768, 1904.01186
-    "aeahl": {},
-    "fastdfkd": {"generator": "single"},
-    "cmi": ANEW | {"g_steps": 200, "lr_g": 1e-3, "w_adv": 0.5, "w_bn": 1.0, "w_oh": 1.0, "w_cr": 0.8},
-    "adi": ANEW | {"generator": "pixels", "g_steps": 1000, "lr_g": 0.1, "w_adv": 1.0, "w_oh": 1.0},
-    "dfq": LATEST | {"kd_steps": 10, "w_adv": 1.0, "w_bn": 1.0, "w_oh": 1.0, "w_even": 20.0, "wanted": "own"},
-    "zskt": LATEST | {"kd_steps": 5, "w_adv": 1.0, "w_bn": 0.0, "w_oh": 0.0},
-    "dafl": LATEST | {"kd_steps": 5, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
-}
-OF_TEACHER = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
-OF_STEPS = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3}}  # FastDFKD-2 and -5
-MIRRORED = {"augment": "crop_flip"}
-OF_DATASET = {"CIFAR10": MIRRORED, "CIFAR100": MIRRORED}
-OF_DATASET |= {"TinyImageNet": MIRRORED | {"g_steps": 50}, "ImageNet": MIRRORED | {"g_steps": 50, "batch_size": 64}}
-
-
-@dataclass
-class Synthesis(Distill):
-    NEEDS: ClassVar = "inside"
-    DATA: ClassVar = False
-
-    preset: Literal["aeahl", "fastdfkd", "cmi", "adi", "dfq", "zskt", "dafl"] = "aeahl"  # a method's settings, for what is not given here
-    response: str = "inside"  # what the teacher answers; this method looks inside it
-    epochs: int = 400  # of the student, after the warm-up, in [1, 1000000]
-    batch_size: int = 256  # of the student and of a synthesis, in [2, 1000000]
-    lr: float = 0.2  # learning rate of the student, in (0, 1000]
-    weight_decay: float = 1e-4  # in [0, 1]
-    schedule: Literal["multistep", "cosine"] = "cosine"  # how the student's learning rate falls
-    ep_steps: int = 400  # steps of the student in an epoch, in [1, 1000000]
-    kd_steps: int = 400  # of them from one synthesis to the next, in [1, 1000000]
-    warmup: int = 20  # syntheses before the student's first step, without the adversarial term but for the last, in [0, 1000000]
-    generator: Literal["rg", "single", "pixels"] = "rg"  # two generators and a decoder; one generator; the pixels themselves
-    latent: int = 256  # width of the generator's noise, in [1, 100000]
-    ngf: int = 64  # channels of a generator before its last convolution, in [1, 100000]
-    meta: Literal["fomaml", "reptile", "none", "fresh"] = "fomaml"  # how the generator moves; none: directly; fresh: anew each time
-    g_steps: int = 10  # of a synthesis, in [1, 1000000]
-    lr_g: float = 2e-3  # learning rate of the generator in a synthesis, Adam, in (0, 1000]
-    lr_g_meta: float = 0.0  # of the generator from one synthesis to the next, 0 for g_steps * lr_g, in [0, 1000]
-    lr_z: float = 0.01  # of the latents, in [0, 1000]
-    wanted: Literal["drawn", "own"] = "drawn"  # classes that the teacher shall see: drawn evenly, or what it sees most already
-    w_bn: float = 10.0  # weight of the distance to the teacher's batch-norm statistics, in [0, 1000000]
-    w_oh: float = 0.5  # of the cross-entropy to the wanted classes, in [0, 1000000]
-    w_adv: float = 1.33  # of the student's divergence from the teacher, made large, in [0, 1000000]
-    w_even: float = 0.0  # of the negative entropy of the batch's mean answer, in [0, 1000000]
-    w_act: float = 0.0  # of the penultimate features' size, made large, in [0, 1000000]
-    w_cr: float = 0.0  # of the contrast of two views of an image with other images, in [0, 1000000]
-    cr_t: float = 0.2  # temperature of that contrast, in (0, 1000]
-    adv_on: Literal["agreed", "all"] = "agreed"  # images whose divergence is made large: those of which both say the same class, or all
-    bn_momentum: float = 0.9  # share of earlier syntheses in the statistics that are matched, in [0, 1)
-    images: Literal["pool", "fresh"] = "pool"  # what the student learns from: all that was ever made, or the generator's at each step
-    init_pool: str = ""  # images to begin with: another run's pool.npy, or a folder of PNG or JPEG files
-    cache: bool = False  # keep the teacher's answers to the pool's images (with crop_flip 162 views each, float32); a killed run asks again
-    contrast: float = 0.0  # share of the student's images that are normalised twice, a control, in [0, 1]
-    eval: bool = True  # switched off: no data set is read at all, and nothing is evaluated
-
-    def presets(self):
-        of_dataset = OF_DATASET.get(matching(self.dataset, OF_DATASET), {})
-        return OF_TEACHER.get(canonical(self.teacher), {}) | of_dataset | OF_STEPS.get(self.g_steps, {}) | PRESETS[self.preset]
-
-    def validate(self):
-        super().validate()
-        if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
-            raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
-        if self.cache and (self.images != "pool" or self.contrast):
-            raise UsageError("--cache keeps answers to the pool's images as they are; it goes with --images pool and --contrast 0")
-        if not any(getattr(self, f"w_{name}") for name in TERMS):
-            raise UsageError("all weights of the synthesis are 0, so that it has nothing to go by; give --w_bn or another")
+ADAPTING = ("fomaml", "reptile")  # a copy is moved, then the generator itself
 
 
 class Synthesiser:
@@ -111,7 +37,7 @@ class Synthesiser:
         self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or Bank()
         a, shape = self.args, run.data.shape
         self.calls, self.curves, self.G, self.shares = 0, [], G, shares or {"": 1.0}
-        self.adapts = a.meta in ("fomaml", "reptile")  # a copy is moved, then the generator itself
+        self.adapts = a.meta in ADAPTING
         self.names = [name for name in TERMS if getattr(a, f"w_{name}")]
         for name, p in G.named_parameters():
             p.requires_grad_(self.share(name) > 0)

@@ -7,6 +7,7 @@ standard deviation are asked for, and augments whole batches on the device.
 import os
 import urllib.error
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from ..utils import RunError, UsageError, lookup
 from . import fewshot
-from .images import Data, Images, moments, recolour, resize, zoomed
+from .images import Data, Images, moments, recoloured, resize, zoomed
 from .readers import digits, few, idx_files, imagenet, own_folder, syndigits, tiny_imagenet, torchvision_set
 from .stream import Stream
 
@@ -25,16 +26,16 @@ RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is strea
 
 @dataclass(frozen=True)
 class Spec:
-    """One row of DATASETS. `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,)), or an ImageFolder."""
+    """One row of DATASETS; `read`: one of readers.py."""
 
     classes: int
     channels: int
     size: int
-    read: callable
+    read: Callable
     files: str
-    mean: tuple = ()
-    std: tuple = ()
-    novel: callable = None  # few-shot sets: read(folder, "val" or "test") gives images of classes of their own
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    novel: Callable | None = None  # few-shot sets: read(folder, "val" or "test") gives images of classes of their own
 
 
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -66,28 +67,38 @@ DATASETS = {
 # ---- a data set
 
 
-def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", workers=-1, channels=0, imagined=0):
+def load(
+    name: str,
+    data_dir: str = "data",
+    device: torch.device | str = "cpu",
+    img_size: int = 0,
+    normalize: str = "half",
+    workers: int = -1,
+    channels: int = 0,
+    classes_without_data: int = 0,
+) -> Data:
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
     img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8;
-    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are; imagined: a number of classes, for a data set of
-    that many classes and no image, for which nothing is read.
+    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are; classes_without_data: a number of classes, for a
+    data set of that many classes and no image, for which nothing is read.
     normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
     Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
     """
     name, spec = spec_of(name)
-    size = img_size or spec.size
+    size, names, crop_from = img_size or spec.size, [], 0
     workers = min(8, os.cpu_count() or 1) if workers < 0 else workers
-    if imagined:
+    if classes_without_data:
         nothing = torch.empty(0, channels or spec.channels, size, size, dtype=torch.uint8, device=device)
         parts = [Images(nothing, torch.empty(0, dtype=torch.long, device=device))] * 2
-        spec = replace(spec, classes=imagined)
+        spec = replace(spec, classes=classes_without_data)
         if normalize == "dataset" and not spec.mean:
-            raise UsageError(f"--normalize dataset: nobody knows the mean of {name} without its images; take --normalize half")
+            raise UsageError(f"--normalize dataset: the mean of {name} is not known without its images; use --normalize half")
     else:
-        parts = [part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
+        read = [read_part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
+        parts, (_, names, crop_from) = [images for images, *_ in read], read[0]
     if channels not in (0, spec.channels):
-        parts = [recolour(p, channels) for p in parts]
+        parts = [in_channels(p, channels) for p in parts]
         spec = replace(spec, channels=channels, mean=(), std=())
     classes = spec.classes or max(len(set(p.y.tolist())) for p in parts)
     if normalize == "half":
@@ -97,20 +108,20 @@ def load(name, data_dir="data", device="cpu", img_size=0, normalize="half", work
     else:
         mean, std = moments(parts[0])
     per_channel = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
-    return Data(name, classes, (spec.channels, size, size), *parts, *per_channel)
+    return Data(name, classes, (spec.channels, size, size), *parts, *per_channel, names or [str(k) for k in range(classes)], crop_from)
 
 
-def novel(name, which, data_dir="data", device="cpu", size=0):
+def novel(name: str, which: str, data_dir: str = "data", device: torch.device | str = "cpu", size: int = 0) -> Images:
     """The Images of a few-shot set's `val` or `test` classes, labels from 0; UsageError for a data set that has none."""
     name, spec = spec_of(name)
     if not spec.novel:
         there_are = ", ".join(n for n, s in DATASETS.items() if s.novel)
         raise UsageError(f"{name} keeps no classes for few-shot episodes; these do: {there_are}")
-    return part(spec.novel, name, spec, Path(data_dir), which, size or spec.size, device, 0)
+    return read_part(spec.novel, name, spec, Path(data_dir), which, size or spec.size, device, 0)[0]
 
 
-def spec_of(name):
-    """(canonical name, Spec)."""
+def spec_of(name: str) -> tuple[str, Spec]:
+    """(canonical name, Spec); UsageError for an unknown name."""
     if name.lower().startswith("folder:"):
         path = name.partition(":")[2]
         return f"folder:{path}", Spec(0, 3, 32, own_folder(path), path)
@@ -118,7 +129,10 @@ def spec_of(name):
     return name, DATASETS[name]
 
 
-def part(read, name, spec, data_dir, train, size, device, workers):
+def read_part(
+    read: Callable, name: str, spec: Spec, data_dir: Path, train: bool | str, size: int, device: torch.device | str, workers: int
+) -> tuple[Images, list[str], int]:
+    """(Images, class names or none, Data.crop_from) of one part of a data set, which `read(folder, train)` reads."""
     ready = "DigitsFS" if spec.novel else "Digits"
     missing = f"put {spec.files} into {data_dir}/ (--data_dir names another folder); --dataset {ready} needs no download"
     try:
@@ -129,11 +143,18 @@ def part(read, name, spec, data_dir, train, size, device, workers):
     except (urllib.error.URLError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as e:
         raise RunError(f"{name} could not be downloaded or read ({e}): {missing}") from None
     if isinstance(content, tuple):
-        x, y = content
-        return Images(resize(x.to(device), size), y.to(device))
+        x, y, *names = content
+        return Images(resize(x.to(device), size), y.to(device)), names[0] if names else [], 0
     y = torch.tensor([label for _, label in content.samples])
     stream = Stream(content.samples, torch.arange(len(y)), size, workers)
     if len(y) * spec.channels * size * size > RESIDENT_BYTES:
-        return Images(None, y.to(device), stream)
+        return Images(None, y.to(device), stream), content.classes, stream.resize_to()
     x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment="none")])
-    return Images(x.to(device), y.to(device))
+    return Images(x.to(device), y.to(device)), content.classes, stream.resize_to()
+
+
+def in_channels(images: Images, channels: int) -> Images:
+    """The images with `channels` channels; UsageError where they are streamed."""
+    if images.stream:
+        raise UsageError("a streamed folder has colour images; use a smaller --img_size, so that it fits into memory")
+    return replace(images, x=recoloured(images.x, channels))

@@ -1,14 +1,16 @@
 """Images of a data set as uint8 tensors on the device, and the view of them that a net sees."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, rgb_to_grayscale
 
 from ..augment import auto, crop_flip, resized_crop
 from ..utils import UsageError, exact
+from .stream import Stream
 
 
 @dataclass
@@ -18,10 +20,10 @@ class Images:
     index: each image's row in the whole part, (N,) on the CPU.
     """
 
-    x: torch.Tensor
-    y: torch.Tensor
-    stream: object = None
-    index: torch.Tensor = None
+    x: Tensor
+    y: Tensor
+    stream: Stream | None = None
+    index: Tensor = None
 
     def __post_init__(self):
         if self.index is None:
@@ -30,7 +32,7 @@ class Images:
     def __len__(self):
         return len(self.y)
 
-    def subset(self, rows):
+    def subset(self, rows: Tensor) -> "Images":
         rows, cpu = rows.to(self.y.device), rows.cpu()
         if self.stream is None:
             return Images(self.x[rows], self.y[rows], index=self.index[cpu])
@@ -43,13 +45,15 @@ class Data:
 
     name: str
     classes: int
-    shape: tuple  # (C, H, W)
+    shape: tuple[int, int, int]  # (C, H, W)
     train: Images
     test: Images
-    mean: torch.Tensor  # (1, C, 1, 1), in [0, 1], on the device
-    std: torch.Tensor
+    mean: Tensor  # (1, C, 1, 1), in [0, 1], on the device
+    std: Tensor
+    names: list[str] = field(default_factory=list)  # of the classes
+    crop_from: int = 0  # files: the shorter side is resized to so many pixels, and the middle taken; 0: images are stretched
 
-    def view(self, x, augment="none", which=None):
+    def view(self, x: Tensor, augment: str = "none", which: Tensor | None = None) -> Tensor:
         """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
 
         which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
@@ -61,16 +65,15 @@ class Data:
         elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
-        top = 1 if x.is_floating_point() else 255
-        return ((x - self.mean * top) / (self.std * top)).contiguous(memory_format=torch.channels_last)
+        return normalised(x, self.mean, self.std)
 
-    def views(self, augment):
+    def views(self, augment: str) -> int:
         """How many views an image has: shifts by up to an eighth of its side, mirrored or not; 0 for countless ones."""
         shifts = (2 * (self.shape[-1] // 8 or 1) + 1) ** 2
         return {"none": 1, "crop": shifts, "crop_flip": 2 * shifts}.get(augment, 0)
 
 
-def zoomed(images):
+def zoomed(images: Images) -> Images:
     """The images, each enlarged by 8/7 and its middle taken, as timm evaluates; UsageError where they are streamed."""
     if images.stream:
         raise UsageError("--zoom is for images in memory; streamed ones are evaluated so already, where they are larger than 64 pixels")
@@ -78,7 +81,7 @@ def zoomed(images):
     return replace(images, x=center_crop(resize(images.x, int(size / 0.875)), [size, size]))
 
 
-def resize(x, size):
+def resize(x: Tensor, size: int) -> Tensor:
     """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bilinear with antialiasing, in chunks."""
     if x.shape[-2:] == (size, size):
         return x
@@ -89,13 +92,20 @@ def resize(x, size):
     return torch.cat(chunks)
 
 
-def recolour(images, channels):
-    if images.stream:
-        raise UsageError("a folder that is streamed has colour images; take a smaller --img_size, so that it fits into memory")
-    return replace(images, x=images.x.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(images.x))
+def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8, or float in [0, 1], (N, C, H, W) -> float (N, C, H, W) less the mean, over the standard deviation, (1, C, 1, 1) each."""
+    top = 1 if x.is_floating_point() else 255
+    return ((x - mean * top) / (std * top)).contiguous(memory_format=torch.channels_last)
 
 
-def moments(images):
+def recoloured(x: Tensor, channels: int) -> Tensor:
+    """Images (N, 1 or 3, H, W) with `channels` channels: grey ones repeated, colour ones made grey."""
+    if x.shape[1] == channels:
+        return x
+    return x.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(x)
+
+
+def moments(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of the training images, in [0, 1]."""
     if images.stream is not None:
         raise UsageError("--normalize dataset is not known for a streamed folder; use --normalize half")
@@ -106,12 +116,12 @@ def moments(images):
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def split(y, share, seed):
-    """Indices (chosen, rest) of a class-balanced draw: of each class a share in (0, 1), or an integer number; at least one."""
+def split(y: Tensor, part: float | int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (chosen, rest) of a class-balanced draw: of each class a fraction in (0, 1), or an integer number; at least one."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     y, chosen = y.cpu(), torch.zeros(len(y), dtype=torch.bool)
     for label in y.unique():
         of_class = order[y[order] == label]
-        take = share if isinstance(share, int) else math.floor(share * len(of_class) + 0.5)
+        take = part if isinstance(part, int) else math.floor(part * len(of_class) + 0.5)
         chosen[of_class[: max(1, take)]] = True
     return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]

@@ -1,17 +1,20 @@
-"""Readers of data sets: `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,)), or an ImageFolder."""
+"""Readers of data sets: `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,), class names if it knows them), or an
+ImageFolder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from ..utils import UsageError
 from .images import split
 
 
-def digits(folder, train):
+def digits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     """The 1,797 handwritten digits of scikit-learn (UCI optdigits, 8 x 8, 17 grey levels): 50 of each class are the test set."""
     from sklearn.datasets import load_digits
 
@@ -23,7 +26,7 @@ def digits(folder, train):
     return x[chosen], y[chosen]
 
 
-def torchvision_set(name, **parts):
+def torchvision_set(name: str, **parts: tuple[str, str]) -> Callable:
     """A reader for a torchvision data set that holds all its images in memory."""
 
     def read(folder, train):
@@ -31,14 +34,13 @@ def torchvision_set(name, **parts):
         content = getattr(torchvision.datasets, name)(folder, download=True, **options)
         x = torch.as_tensor(np.asarray(content.data))
         y = torch.as_tensor(np.asarray(getattr(content, "targets", getattr(content, "labels", None))), dtype=torch.long)
-        if x.dim() == 3:
-            return x[:, None], y  # grey
-        return (x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x), y
+        x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x  # grey, channels last, channels first
+        return x, y, list(getattr(content, "classes", []))
 
     return read
 
 
-def syndigits(folder, train):
+def syndigits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     """Synthetic Digits (Ganin & Lempitsky 2015) in its authors' two files, of SVHN's layout."""
     from scipy.io import loadmat
 
@@ -48,7 +50,7 @@ def syndigits(folder, train):
     return x, torch.as_tensor(content["y"].astype(np.int64)).flatten() % 10
 
 
-def tiny_imagenet(folder, train):
+def tiny_imagenet(folder: str, train: bool) -> ImageFolder:
     """tiny-imagenet-200 as it is distributed: val/ is one folder of images and a list of their classes."""
     root = Path(folder) / "tiny-imagenet-200"
     content = ImageFolder(root / "train")
@@ -58,11 +60,12 @@ def tiny_imagenet(folder, train):
     return content
 
 
-def imagenet(folder, train):
+def imagenet(folder: str, train: bool) -> ImageFolder:
+    """ILSVRC2012 as torchvision lays it out: a folder a class."""
     return ImageFolder(Path(folder) / "imagenet" / ("train" if train else "val"))
 
 
-def own_folder(root):
+def own_folder(root: str) -> Callable:
     """The user's images: PATH/train and PATH/test (or val) with a folder a class; or a folder a class, a fifth kept for testing."""
 
     def read(folder, train):
@@ -83,10 +86,11 @@ def own_folder(root):
     return read
 
 
-def few(read):
+def few(read: Callable) -> dict[str, Callable]:
     """The readers of a few-shot set: its base classes are an ordinary data set, whose test images are those held out of them."""
     return {"read": lambda folder, train: read(folder, "base" if train else "held"), "novel": read}
 
 
-def idx_files(name):
+def idx_files(name: str) -> str:
+    """The files of an MNIST-like data set, in words."""
     return f"{name}/raw/train-images-idx3-ubyte.gz and the three beside it (train-labels-idx1, t10k-images-idx3, t10k-labels-idx1)"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..losses import kl
-from ..options import Buys
+from ..options import TransferOptions, opt
 from ..utils import UsageError, say
 from .boundary import halvings, nearest_of_class, soft_labels
 from .priors import crossing, dct, learn, nearest_pilots
@@ -23,33 +23,45 @@ NEIGHBOURS = 5  # directions of pilots that are tried
 SHARES = (1.0, 1.3, 1.7, 2.2, 3.0)  # of the way to our own student's boundary, at which the teacher's is looked for
 WAVE = {"cpu": 1e6, "cuda": 5e7}  # queries after which what was bought is saved
 MODES = Literal["bd", "sd", "mbd", "surrogate", "even", "noise"]
+ALGORITHMS = Literal["arc", "signopt", "hsja"]
+RELEASED = {"candidates": 200, "algorithm": "signopt", "basis": "full", "form": "inverse", "scale": "none"}
 
 
 @dataclass
-class Labels(Buys):
+class LabelOptions(TransferOptions):
     """How soft labels are made."""
 
     NEEDS: ClassVar = "hard"
-    OF_RAYS: ClassVar = ("candidates", "pick", "tolerance")
+    GROUP: ClassVar = "method"
+    OF_RAYS: ClassVar = ("candidates", "preset", "tolerance")
     MADE_BY: ClassVar = {"sd": (), "bd": OF_RAYS, "mbd": (*OF_RAYS, "budgets", "algorithm", "basis", "pilots")}
 
-    response: str = "hard"  # what the teacher answers; more than a class is not looked at
-    sr_mode: MODES = "bd"  # distance to the boundary on rays (bd), at its nearest (mbd), to the nearest image (sd); or a baseline
-    candidates: int = 8  # images of each other class, the rays' ends, in [1, 100000]
-    pick: Literal["nearest", "random"] = "nearest"  # which they are
-    tolerance: float = 1e-3  # of a ray's length, to which the boundary is found, in [1e-6, 0.5]
-    budgets: str = "1000"  # mbd: queries for each pair of an image and a class, one number or several: 1000,2000,4000
-    at: int = 0  # mbd: the budget whose labels are learned, 0 for the largest, in [0, 1000000000]
-    algorithm: Literal["arc", "signopt", "hsja"] = "arc"  # mbd: how the boundary is followed; signopt is the paper's
-    basis: str = "surrogate+dct"  # mbd: starts: surrogate, bank; directions: dct:k, full, in turn; dct: dct:side/4+dct:side/2+full
-    pilots: int = 8  # bank: images of each class whose boundary points are found first, in [1, 1000000]
-    form: Literal["linear", "inverse"] = "linear"  # logits fall with the distance, or are its inverse (the paper)
-    scale: Literal["median", "none"] = "median"  # what distances are divided by before they become logits
-    t: float = 20.0  # temperature, in (0, 1000]
-    w_kl: float = 1.28  # weight of the KL term, in [0, 1000000]
-    w_ce: float = 1.0  # weight of the cross-entropy on the teacher's classes, in [0, 1000000]
+    response: str = "hard"
+    sr_mode: MODES = opt(
+        "bd",
+        "soft labels: distance to the boundary on rays (bd), nearest (mbd), to the nearest image (sd); baselines: the rest",
+        alias="mode",
+    )
+    candidates: int = opt(8, "number of images of each other class at which rays end", ge=1)
+    preset: Literal["default", "released"] = opt(
+        "default", "released: search and labels of the released code (200 random ray ends, Sign-OPT, 1/d)"
+    )
+    tolerance: float = opt(1e-3, "precision of the boundary on a ray, as a fraction of the ray's length", ge=1e-6, le=0.5)
+    budgets: str = opt("1000", "mbd: number of queries for each pair of image and class, one or several with commas: 1000,2000")
+    at: int = opt(0, "mbd: which of the budgets gives the labels; 0: the largest", ge=0)
+    algorithm: ALGORITHMS = opt("arc", "mbd: algorithm that follows the boundary: arc, signopt (the paper's), hsja (HopSkipJump)")
+    basis: str = opt("surrogate+dct", "mbd: start points (surrogate, bank) and bases of directions (dct, dct:K, full), joined by +")
+    pilots: int = opt(8, "bank: number of images per class whose boundary points are found first", ge=1)
+    form: Literal["linear", "inverse"] = opt("linear", "logit as a function of the distance d: -d (linear), or 1/d (inverse, the paper)")
+    scale: Literal["median", "none"] = opt("median", "scale of the distances: their median, or none")
+    temperature: float = opt(20.0, "temperature of the KL term", alias="t", gt=0)
+    w_kl: float = opt(1.28, "weight of the KL term", ge=0)
+    w_ce: float = opt(1.0, "weight of the cross-entropy on the teacher's classes", ge=0)
 
-    def validate(self):
+    def presets(self) -> dict:
+        return RELEASED if self.preset == "released" else {}
+
+    def validate(self) -> None:
         super().validate()
         budgets_of(self)
         words_of(self)
@@ -57,7 +69,7 @@ class Labels(Buys):
 
 def label_loss(args, s, t, logits):
     """Terms of the student's logits s (B, K): KL to the soft labels, cross-entropy on the teacher's classes t, one-hot (B, K)."""
-    return {"kl": args.w_kl * kl(s, logits, args.t), "ce": args.w_ce * F.cross_entropy(s, t.argmax(1))}
+    return {"kl": args.w_kl * kl(s, logits, args.temperature), "ce": args.w_ce * F.cross_entropy(s, t.argmax(1))}
 
 
 def labels(run, bought):
@@ -71,7 +83,7 @@ def labels(run, bought):
     if args.sr_mode == "surrogate":
         net = surrogate(run, bought)
         return torch.cat([net(x * 2 - 1) for x in pixels(run, bought).split(1000)])
-    mode, made = args.sr_mode, run.record.transfer.made
+    mode, made = args.sr_mode, run.purchases.transfer.made
     mine = {k: getattr(args, k) for k in args.MADE_BY[mode]}
     if off := [f"--{k} {v} (now {mine[k]})" for k, v in made.get(mode, mine).items() if v != mine[k]]:
         raise UsageError(f"--transfer {args.transfer} holds {mode} distances made with {', '.join(off)}; give the same, or other answers")
@@ -79,11 +91,11 @@ def labels(run, bought):
         if silent := sorted(set(range(K)) - set(s.tolist())):
             say(f"of {len(s):,} images the teacher called none {', '.join(map(str, silent))}: no distance to a class that it never says")
         measure, made[mode] = Measure(run, bought, budgets), mine
-        bought = run.grow(measure, mode, measure.wave, len(s))
+        bought = run.purchases.grow(measure, mode, measure.wave, len(s))
     elif args.transfer:  # what a smaller budget would not have spent
         spent = bought[f"{mode}_asked"].sum((0, 1))
         saved, kind = int(spent[at] - spent[-1]), "synthetic" if "images" in bought else "mixed"
-        run.spend({"queries": saved, kind: saved, "bytes": saved * 4 * math.prod(run.data.shape)})
+        run.purchases.add_inherited_counts({"queries": saved, kind: saved, "bytes": saved * 4 * math.prod(run.data.shape)})
     return soft_labels(bought[mode][:, :, at], s, args.form, args.scale)
 
 
@@ -129,7 +141,7 @@ def stages_of(args, shape, device):
 
 def pixels(run, rows):
     """The images (n, C, H, W) of rows of a transfer set, in [0, 1]; UsageError where they are not."""
-    x = run.see(rows) * run.data.std + run.data.mean
+    x = run.purchases.to_images(rows) * run.data.std + run.data.mean
     low, high = x.min().item(), x.max().item()
     if low < -1e-3 or high > 1 + 1e-3:
         raise UsageError(f"the images lie in [{low:.3g}, {high:.3g}], and distances are measured in [0, 1]: bring them there")
@@ -147,7 +159,7 @@ def surrogate(run, bought):
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.args.seed)
         net, s = run.net(run.args.model), bought["answers"].argmax(1)
-        net.load_state_dict(run.keep("surrogate", lambda: learn(net, pixels(run, bought) * 2 - 1, s).state_dict()))
+        net.load_state_dict(run.purchases.keep("surrogate", lambda: learn(net, pixels(run, bought) * 2 - 1, s).state_dict()))
     return net.eval().requires_grad_(False)
 
 
@@ -165,12 +177,12 @@ class Measure:
         self.surrogate = surrogate(run, bought) if mbd and "surrogate" in priors else None
         self.pilots = None
         if mbd and "bank" in priors:
-            self.pilots = {k: v.to(run.device) for k, v in run.keep("bank", self.solve_pilots).items()}
+            self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots).items()}
 
     def start(self, x, s, keys, budgets):
         """A search that knows the nearest images (SD), and its rays."""
-        g = torch.Generator().manual_seed(self.args.seed)
-        rays = nearest_of_class(x, s, self.bank, self.classes, self.K, self.args.candidates, self.args.pick, g)
+        g, pick = torch.Generator().manual_seed(self.args.seed), "random" if self.args.preset == "released" else "nearest"
+        rays = nearest_of_class(x, s, self.bank, self.classes, self.K, self.args.candidates, pick, g)
         rays = [v.flatten(0, 1) for v in rays]
         search = Search(x, s, self.label, self.K, keys, budgets)
         search.start(self.bank, *rays)

@@ -12,57 +12,57 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..checkpoints import read, read_weights
 from ..datasets import novel
-from ..gda.alignment import Aligned
-from ..gda.bases import Bases
-from ..options import Distill
-from ..utils import UsageError, exact, read, save, say, weights
+from ..gda.alignment import AlignmentOptions
+from ..gda.bases import BaseLossOptions
+from ..options import StudentOptions, opt
+from ..utils import UsageError, exact, save, say
 
 SHOTS = (1, 5)  # that are evaluated
 LOGITS = 2**24  # numbers that a chunk of episodes gathers at most
 
 
 @dataclass
-class Evaluated:
+class EpisodeOptions:
     """The options of episodes that are evaluated."""
 
-    dataset: str = "DigitsFS"  # one that keeps classes for episodes: DigitsFS, CIFARFS, miniImageNet, Omniglot
-    normalize: Literal["half", "dataset"] = "dataset"  # half: range [-1, 1]; dataset: the data set's mean and standard deviation
-    way: int = 5  # classes of an episode, in [2, 1000]
-    query: int = 15  # images of each that are to be told apart, in [1, 1000]
-    metric: Literal["cos", "sqr"] = "cos"  # how a query is compared with prototypes: cosine, or squared Euclidean distance
-    test_episodes: int = 8000  # of test classes, at the end, in [2, 1000000]
+    GROUP: ClassVar = "method"
+
+    dataset: str = opt("DigitsFS", "few-shot data set: DigitsFS, CIFARFS, miniImageNet or Omniglot")
+    normalize: Literal["half", "dataset"] = "dataset"
+    way: int = opt(5, "number of classes in an episode", ge=2, le=1000)
+    query: int = opt(15, "number of query images per class in an episode", ge=1, le=1000)
+    metric: Literal["cos", "sqr"] = opt("cos", "similarity of query and prototype: cosine (cos), or negative squared distance (sqr)")
+    test_episodes: int = opt(8000, "number of episodes of test classes, at the end", ge=2)
 
 
 @dataclass
-class FewShot(Evaluated, Aligned, Bases, Distill):
+class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentOptions):
     """The options of both stages; the weights of GDA's terms are those of the released few-shot code, the second's as a mean."""
 
-    ALIASES: ClassVar = {
-        "model": ["student", "res_type"],
-        "response": [],
-        "teacher": ["teacher_res_type"],
-        "w_kd": ["loss_weight"],
-        "t": ["temperature"],
-    }
+    ALIASES: ClassVar = {"w_kd": ("loss_weight",)}
+    RAMP: ClassVar = 0.25
+    SOFTNESS: ClassVar = 8.0
 
-    teacher: str = ""  # the teacher's architecture, a model of the list below; none: the student alone
-    model: str = "ResNet12"  # the student's architecture, a model of the list below
-    lamda: float = 1.0  # share of the training images that is used, class-balanced, drawn by the seed alone, in (0, 1]
-    val_episodes: int = 800  # of validation classes, at each evaluation, in [2, 1000000]
-    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"] = "kd"  # what GDA stands beside
-    w_gt: float = 1.0  # weight of the cross-entropy, in [0, 1000000]
-    w_fr: float = 0.1  # weight of the Fisher-Rao term, in [0, 1000000]
-    w_sk: float = 0.1  # weight of the Sinkhorn term, in [0, 1000000]
-    t: float = 1.0  # temperature of the base (augconf, adaptconf: 10), in (0, 1000]
-    dkd_beta: float = 0.5  # of its other part, in [0, 1000000]
-    dkd_warmup: int = 0  # epochs over which both rise from 0, in [0, 1000000]
-    alpha_max: float = 0.25  # augconf: share that the student's own class takes over, in [0, 1)
-    ramp: float = 0.25  # share of the epochs over which it rises to that, in [0, 1]
-    softness: float = 8.0  # adaptconf: of the choice between its own class and the teacher's, in (0, 1000000]
+    teacher: str = opt(
+        "", "architecture of the teacher: a model of the list below; left out: the student trains alone", alias="teacher_res_type"
+    )
+    model: str = opt("ResNet12", "architecture of the student: a model of the list below", alias=("student", "res_type"))
+    response: str = opt("logits", alias=())
+    lamda: float = 1.0
+    val_episodes: int = opt(800, "number of episodes of validation classes at each evaluation", ge=2)
+    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"] = "kd"
+    w_gt: float = 1.0
+    w_fr: float = 0.1
+    w_sk: float = 0.1
+    temperature: float = opt(1.0, "temperature of the base loss (augconf, adaptconf: 10)")
+    dkd_beta: float = 0.5
+    dkd_warmup: int = 0
+    alpha_max: float = 0.25
 
     def presets(self):
-        return {"t": 10.0} if self.base in ("augconf", "adaptconf") else {}
+        return {"temperature": 10.0} if self.base in ("augconf", "adaptconf") else {}
 
     def validate(self):
         super().validate()
@@ -98,7 +98,7 @@ def temperature_of(path):
     """What the net in `path` has learned to multiply its cosines with, where it was trained on episodes; 10 elsewhere, as at first."""
     if (beside := path.with_name("head.pt")).exists():
         return read(beside, "model")["model"]["temp"].item()
-    return float(weights(path)[0].get("temp", 10.0))
+    return float(read_weights(path)[0].get("temp", 10.0))
 
 
 def classes_of(way, query, device=None):
@@ -223,7 +223,7 @@ class Novel:
         found = {name: {s: interval(a) for s, a in of.items()} for name, of in kept.items()}
         run.notes |= {"accuracy": found["last"][self.shot][0], "best": found["best"][self.shot][0], "split": "test classes"}
         run.notes["fewshot"] = {name: {f"{s}shot": [*pair] for s, pair in of.items()} for name, of in found.items()}
-        run.said += [f"{self.args.way}-way {s}-shot {mean:.2f} ± {half:.2f} %" for s, (mean, half) in found["last"].items()]
+        run.summary_parts += [f"{self.args.way}-way {s}-shot {mean:.2f} ± {half:.2f} %" for s, (mean, half) in found["last"].items()]
         say(f"test classes, {n:,} episodes, 95 % intervals; the last epoch, and the one that the validation classes chose:")
         for s in kept["last"]:
             both = ", ".join(f"{name} {found[name][s][0]:.2f} ± {found[name][s][1]:.2f}" for name in found)

@@ -8,26 +8,27 @@ Sinkhorn: the cost of carrying the batch's predictions over to the teacher's, wh
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+
+from ..options import opt
 
 TAU, EPS, SWEEPS, TOLERANCE = 2.0, 0.1, 20, 1e-4  # temperature of the predictions, entropy of the plan, sweeps at most, error of its rows
 
 
 @dataclass
-class Aligned:
+class AlignmentOptions:
     """The options of both terms."""
 
-    gda: bool = True  # switched off: the base alone
-    w_fr: float = 0.02  # weight of the Fisher-Rao term, in [0, 1000000]
-    w_sk: float = 12.8  # weight of the Sinkhorn term, in [0, 1000000]
-    centre: bool = False  # Fisher-Rao of deviations alone: a softmax does not see the logits' mean
-    sk_t: float = TAU  # temperature of the predictions that are carried over, in (0, 1000]
-    sk_eps: float = EPS  # entropy of the plan, in (0, 1000]
-    sk_sweeps: int = SWEEPS  # at most, in [1, 1000000]
-    sk_tolerance: float = TOLERANCE  # how far a row's sum may be off; 0, and with --compile: all sweeps, in [0, 1]
-    sk_sum: bool = False  # the Sinkhorn term as a sum over the batch, as released, instead of a mean
-    debias: bool = False  # less what each side costs against itself
+    GROUP: ClassVar = "method"
+
+    gda: bool = opt(True, "leave out both terms of GDA: the base loss alone")
+    w_fr: float = opt(0.02, "weight of the Fisher-Rao term", ge=0, alias="fisher_rao_lamda")
+    w_sk: float = opt(12.8, "weight of the Sinkhorn term", ge=0)
+    centre: bool = opt(False, "compare only the standard deviations of the logits in the Fisher-Rao term, not their means")
+    sk_tolerance: float = opt(1e-4, "largest error of the transport plan's row sums at which the sweeps end; 0: all 20 sweeps", ge=0, le=1)
+    debias: bool = opt(False, "subtract the Sinkhorn cost of each side against itself")
 
 
 def aligned(s, t, args):
@@ -36,8 +37,8 @@ def aligned(s, t, args):
     if args.gda and args.w_fr:
         terms["fr"] = args.w_fr * fisher_rao(s, t, args.centre)
     if args.gda and args.w_sk:
-        how = args.sk_t, args.sk_eps, args.sk_sweeps, 0.0 if args.compile else args.sk_tolerance, args.debias
-        terms["sk"] = args.w_sk * (compiled() if args.compile else sinkhorn)(s, t, *how) * (len(s) if args.sk_sum else 1)
+        how = {"tolerance": 0.0 if args.compile else args.sk_tolerance, "debias": args.debias}
+        terms["sk"] = args.w_sk * (compiled() if args.compile else sinkhorn)(s, t, **how)
     return terms
 
 

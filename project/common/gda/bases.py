@@ -5,13 +5,14 @@ done, 0 in the first.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from ..losses import dkd, kl, kl_of_each
+from ..losses import dkd, kl, kl_of_each, warm_up
 from ..models import canonical
+from ..options import opt
 from ..utils import UsageError, exact
 from .alignment import aligned, standardise
 from .hints import HINTS
@@ -20,33 +21,33 @@ LIGHT = ("MobileNet", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # students
 BETA = {"ResNet56": 2.0, "ResNet110": 2.0, "VGG13_BN": 6.0, "WRN40_2": 6.0}  # DKD's, by teacher
 MDISTILLER = {"batch_size": 64, "milestones": "150,180,210", "augment": "crop_flip", "normalize": "dataset"}
 # the released script's data and optimizer; parity: its Sinkhorn term and its six GPUs too
-TIMM = {"lr": 0.2, "schedule": "cosine", "lr_warmup": 10, "lr_start": 1e-4, "lr_min": 2e-3, "nesterov": True, "decay": "weights"}
+TIMM = {"lr": 0.2, "schedule": "cosine", "lr_warmup": 10, "lr_min": 2e-3, "nesterov": True, "decay": "weights"}
 TIMM |= {"augment": "resized_crop", "normalize": "dataset", "zoom": True, "dkd_warmup": 0}
-PARITY = TIMM | {"w_sk": 0.1, "sk_sum": True, "sk_tolerance": 0.0, "batch_size": 768, "ranks": 6}
-TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)  # of MLKD
+PARITY = TIMM | {"sk_tolerance": 0.0, "batch_size": 768, "ranks": 6}
+TEMPERATURES, MLKD_BATCH = (2.0, 3.0, 4.0, 5.0, 6.0), 0.5  # of MLKD; the weight of its likeness of images
 
 
 @dataclass
-class Bases:
-    """The options of the bases."""
+class BaseLossOptions:
+    """The options of the bases. RAMP: AugConf's fraction of the epochs over which its weight rises; SOFTNESS: of AdaptConf's choice."""
 
-    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = "kd"  # what GDA stands beside
-    w_gt: float = 2.0  # weight of the cross-entropy, in [0, 1000000]
-    w_kd: float = 1.0  # weight of the base, in [0, 1000000]
-    t: float = 4.0  # temperature of the base, in (0, 1000]
-    standardise: bool = False  # kd, mlkd: of standardised logits
-    dkd_alpha: float = 1.0  # weight of DKD's target part, in [0, 1000000]
-    dkd_beta: float = 2.0  # of its other part, in [0, 1000000]
-    dkd_warmup: int = 20  # epochs over which both rise from 0, in [0, 1000000]
-    dist_beta: float = 2.0  # weight of DIST's correlation between classes, in [0, 1000000]
-    dist_gamma: float = 2.0  # of that between images, in [0, 1000000]
-    mlkd_batch: float = 0.5  # weight of MLKD's likeness of images, in [0, 1000000]
-    mlkd_class: float = 0.5  # of its likeness of classes, whose size goes with batch^2 / classes^3, in [0, 1000000]
-    alpha_max: float = 0.5  # augconf: share that the student's own class takes over, in [0, 1)
-    ramp: float = 0.3  # share of the epochs over which it rises to that, in [0, 1]
-    softness: float = 0.5  # adaptconf: of the choice between its own class and the teacher's, in (0, 1000000]
-    rkd_distance: float = 25.0  # weight of RKD's distances, in [0, 1000000]
-    rkd_angle: float = 50.0  # of its angles, in [0, 1000000]
+    GROUP: ClassVar = "method"
+    RAMP: ClassVar = 0.3
+    SOFTNESS: ClassVar = 0.5
+
+    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = opt(
+        "kd", "base loss, beside which GDA's terms stand"
+    )
+    w_gt: float = opt(2.0, "weight of the cross-entropy", ge=0)
+    w_kd: float = opt(1.0, "weight of the base loss", ge=0)
+    temperature: float = opt(4.0, "temperature of the base loss", alias="t", gt=0)
+    standardise: bool = opt(False, "kd, mlkd: standardise the logits of each image first (logit standardisation)")
+    dkd_beta: float = opt(2.0, "dkd: weight of the non-target classes", ge=0)
+    dkd_warmup: int = opt(20, "dkd: number of epochs over which its weights rise from 0", ge=0)
+    dist_beta: float = opt(2.0, "dist: weight of the correlation between classes", ge=0)
+    dist_gamma: float = opt(2.0, "dist: weight of the correlation between images", ge=0)
+    mlkd_class: float = opt(0.5, "mlkd: weight of the class correlation, whose size grows as batch^2 / classes^3", ge=0)
+    alpha_max: float = opt(0.5, "augconf: final weight of the student's own predicted class", ge=0, lt=1)
 
     def validate(self):
         super().validate()
@@ -79,20 +80,20 @@ def kd(s, t, y, args, epoch):
     """KD; standardised: Sun et al. 2024, https://arxiv.org/abs/2403.01427."""
     if args.standardise:
         s, t = standardise(s), standardise(t)
-    return {"kd": kl(s, t, args.t)}
+    return {"kd": kl(s, t, args.temperature)}
 
 
 def decoupled(s, t, y, args, epoch):
     """DKD of the labels' classes, Zhao et al. 2022."""
-    target, others = dkd(s, t, args.t, y=y if y.dim() == 1 else y.argmax(1))
-    rise = min(1.0, (epoch + 1) / max(1, args.dkd_warmup))
-    return {"target": rise * args.dkd_alpha * target, "others": rise * args.dkd_beta * others}
+    target, others = dkd(s, t, args.temperature, y=y if y.dim() == 1 else y.argmax(1))
+    rise = warm_up(epoch + 1, args.dkd_warmup)
+    return {"target": rise * target, "others": rise * args.dkd_beta * others}
 
 
 def dist(s, t, y, args, epoch):
     """DIST, Huang et al. 2022, https://arxiv.org/abs/2205.10536: 1 - correlation, between classes for each image and between images."""
-    p, q = (s / args.t).softmax(1), (t / args.t).softmax(1)
-    between = {name: args.t**2 * (1 - pearson(p, q, dim)) for name, dim in (("inter", 1), ("intra", 0))}
+    p, q = (s / args.temperature).softmax(1), (t / args.temperature).softmax(1)
+    between = {name: args.temperature**2 * (1 - pearson(p, q, dim)) for name, dim in (("inter", 1), ("intra", 0))}
     return {"inter": args.dist_beta * between["inter"], "intra": args.dist_gamma * between["intra"]}
 
 
@@ -113,24 +114,24 @@ def mlkd(s, t, y, args, epoch):
     for tau in TEMPERATURES:
         p, q = (s / tau).softmax(1), (t / tau).softmax(1)
         terms["kd"] += kl(s, t, tau)
-        terms["batch"] += args.mlkd_batch * (p @ p.T - q @ q.T).square().sum() / len(p)
+        terms["batch"] += MLKD_BATCH * (p @ p.T - q @ q.T).square().sum() / len(p)
         terms["class"] += args.mlkd_class * (p.T @ p - q.T @ q).square().sum() / p.shape[1]
     return terms
 
 
 def augconf(s, t, y, args, epoch):
     """A share of KD, rising to alpha_max, gives way to the student's own class; Guo et al. 2024, https://arxiv.org/abs/2402.03749."""
-    rising = int(args.ramp * args.epochs)
+    rising = int(args.RAMP * args.epochs)
     alpha = args.alpha_max * (epoch / rising if epoch < rising else 1.0)
-    return {"kd": (1 - alpha) * kl(s, t, args.t), "own": alpha * F.cross_entropy(s, s.argmax(1))}
+    return {"kd": (1 - alpha) * kl(s, t, args.temperature), "own": alpha * F.cross_entropy(s, s.argmax(1))}
 
 
 def adaptconf(s, t, y, args, epoch):
     """The same by image: the share is larger the surer the student is of its class against the teacher's, and at most a half."""
     of_teacher = s.gather(1, t.argmax(1, keepdim=True))[:, 0]
-    alpha = torch.sigmoid((of_teacher - s.amax(1)) / args.softness).detach()  # (B,)
+    alpha = torch.sigmoid((of_teacher - s.amax(1)) / args.SOFTNESS).detach()  # (B,)
     return {
-        "kd": ((1 - alpha) * kl_of_each(s, t, args.t)).mean(),
+        "kd": ((1 - alpha) * kl_of_each(s, t, args.temperature)).mean(),
         "own": (alpha * F.cross_entropy(s, s.argmax(1), reduction="none")).mean(),
     }
 

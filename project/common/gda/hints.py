@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from ..utils import exact
 from .stages import Stages
 
+DISTANCE, ANGLE = 25.0, 50.0  # RKD's weights, as in its paper
+
 
 class FitNet(nn.Module):
     """The mean squared difference of the teacher's stages from 1 x 1 convolutions of the student's, the deepest with the deepest."""
@@ -34,7 +36,7 @@ def same_size(a, b):
 
 
 class RKD(nn.Module):
-    """Distances and angles between the images' penultimate features, weighed by rkd_distance and rkd_angle."""
+    """Distances and angles between the images' penultimate features, weighed by DISTANCE and ANGLE."""
 
     def __init__(self, small, large, widths, args):
         super().__init__()
@@ -43,7 +45,7 @@ class RKD(nn.Module):
     def forward(self, s, t, pooled):
         with exact(pooled[0]):
             (d_s, a_s), (d_t, a_t) = (relations(f.float()) for f in pooled)
-        return {"distance": self.args.rkd_distance * F.smooth_l1_loss(d_s, d_t), "angle": self.args.rkd_angle * F.smooth_l1_loss(a_s, a_t)}
+        return {"distance": DISTANCE * F.smooth_l1_loss(d_s, d_t), "angle": ANGLE * F.smooth_l1_loss(a_s, a_t)}
 
 
 def relations(f):

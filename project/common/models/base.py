@@ -32,6 +32,10 @@ class Classifier(nn.Module):
         s = getattr(self, self.HEAD)(f)  # (B, K)
         return (s, f) if feature else s
 
+    def misfit(self, x: torch.Tensor) -> str:
+        """Why weights that loaded without an error are of another net, empty where they are not; x: images (N, C, H, W) as it sees them."""
+        return ""
+
     def cosine(self):
         """Takes a head of cosines instead of its last linear layer."""
         old = getattr(self, self.HEAD)

@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -18,13 +19,13 @@ class Block(nn.Module):
             setattr(self, f"conv{i}", conv)
             setattr(self, f"bn{i}", bn)
         self.downsample = nn.Sequential(*conv_bn(cin, width, 1)) if enter else nn.Identity()
-        self.enter = enter
+        self.enter, self.pools = enter, True
 
     def forward(self, x):
         y = F.leaky_relu(self.bn1(self.conv1(x)), 0.1)
         y = F.leaky_relu(self.bn2(self.conv2(y)), 0.1)
         y = F.leaky_relu(self.bn3(self.conv3(y)) + self.downsample(x), 0.1)
-        return F.max_pool2d(y, 2) if self.enter else y
+        return F.max_pool2d(y, 2) if self.enter and self.pools else y
 
 
 class Bottle(Classifier):
@@ -43,6 +44,34 @@ class Bottle(Classifier):
         for i in (1, 2, 3, 4):
             x = getattr(self, f"layer{i}")(x)
         return x.mean((2, 3))  # (B, F)
+
+    @torch.no_grad()
+    def misfit(self, x):
+        """GDA's released code has a ResNet-12 with these names that never pools: its batch-norm statistics are those of other maps."""
+        off = {pools: self.distance_to_statistics(x, pools) for pools in (True, False)}
+        if off[True] <= 2 * off[False]:
+            return ""
+        return f"it is the net without pooling (batch-norm statistics {off[False]:.2f} off without, {off[True]:.2f} with)"
+
+    def distance_to_statistics(self, x, pools):
+        """How far the maps of images x are from what the batch-norm layers of the last two stages know, in standard deviations."""
+        blocks = [m for m in self.modules() if isinstance(m, Block)]
+        norms, off = [m for s in (self.layer3, self.layer4) for m in s.modules() if isinstance(m, nn.BatchNorm2d)], []
+
+        def compare(norm, inputs):
+            mean = inputs[0].mean((0, 2, 3))
+            off.append(((mean - norm.running_mean).abs() / (norm.running_var + norm.eps).sqrt()).mean())
+
+        hooks, training = [m.register_forward_pre_hook(compare) for m in norms], self.training
+        for b in blocks:
+            b.pools = pools
+        self.eval()(x)
+        for b in blocks:
+            b.pools = True
+        for hook in hooks:
+            hook.remove()
+        self.train(training)
+        return torch.stack(off).mean().item()
 
     def adapt(self, state):
         """Also from published files, where ResNet-12's stages are no lists."""

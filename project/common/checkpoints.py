@@ -1,0 +1,163 @@
+"""Checkpoint files: reading them without ever running what is in them, loading their weights into a net, and where a run finds them."""
+
+import argparse
+import codecs
+import collections
+import hashlib
+import pathlib
+import pickle
+import re
+import shlex
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
+from torchvision.transforms.v2.functional import resize as resize_side
+
+from .datasets.images import normalised, recoloured, resize
+from .gan import Generator
+from .models import build
+from .models.base import Classifier
+from .options import Base, flags
+from .utils import UsageError, holding, run_folder
+
+StateDict = dict[str, Tensor]
+NESTS = ("model", "state_dict", "net", "model_sd")  # keys under which checkpoints hold a state dict
+PREFIXES = ("module.student.", "module.")  # that wrappers and trainers put before every name
+# what else checkpoints of timm, RepDistiller and mdistiller hold: plain values, whose types run nothing when they are made
+HARMLESS = [argparse.Namespace, collections.defaultdict, collections.OrderedDict, set, pathlib.PosixPath, pathlib.PurePosixPath]
+HARMLESS += [np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefdU"}]
+for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
+    HARMLESS += [function, (function, f"numpy.core.multiarray.{function.__name__}")]  # the name before NumPy 2
+
+
+# ---- reading
+
+
+def read(path: Path | str, *keys: str) -> dict:
+    """The content of a file of torch.save: tensors and plain values; nothing in it is ever executed.
+
+    keys: what it must hold. UsageError, in one line, where it cannot be read or lacks one.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):  # warnings: of foreign files' formats
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"no file {path}") from None
+    except pickle.UnpicklingError as e:
+        named = re.search(r"GLOBAL (\S+)", str(e))
+        why = f"to read it would run {named[1]}" if named else "it holds more than weights, or is not a checkpoint"
+        raise UsageError(f"{path} is refused: {why}; save model.state_dict() instead") from None
+    except Exception as e:
+        reason = "it is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(e).split("\n")[0] or type(e).__name__
+        raise UsageError(
+            f"{path} is not a readable checkpoint ({reason}); it is truncated, or another kind of file: make it anew"
+        ) from None
+    return holding(keys, content, path)
+
+
+def read_weights(path: Path | str) -> tuple[StateDict, dict]:
+    """(state dict, meta) of a checkpoint: plain, or under one of NESTS; without wrappers' PREFIXES. meta is empty for others' files."""
+    content = read(path)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
+    for key in NESTS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UsageError(f"{path} holds no state dict, neither plain nor under {', '.join(NESTS[:-1])} or {NESTS[-1]}")
+    for prefix in PREFIXES:
+        if any(k.startswith(prefix) for k in content):
+            content = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix) or prefix == "module."}
+    return content, meta
+
+
+def identity(path: Path | str) -> str:
+    """Twelve letters that change when the file's content does."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+
+
+# ---- loading
+
+
+def load_weights(net: nn.Module, state: StateDict, path: Path | str, kind: str) -> nn.Module:
+    """`net` with the weights `state` of the file `path`; UsageError where names or shapes differ. kind: what the net is, in words."""
+    state = net.adapt(state) if isinstance(net, Classifier) else state
+    wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
+    missing, unexpected = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
+    off = [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in given and given[k] != wanted[k]][:1]
+    if missing or unexpected:
+        off.append(f"{named(missing)} missing, {named(unexpected)} unexpected")
+    if off:
+        raise UsageError(f"{path} is not a checkpoint of {kind}: {'; '.join(off)}")
+    net.load_state_dict(state)
+    return net
+
+
+def named(keys: list[str]) -> str:
+    """`no key`, `1 key (fc.bias)`, `62 keys (conv1.weight, bn1.weight, ...)`."""
+    if not keys:
+        return "no key"
+    return f"{len(keys)} key{'s' * (len(keys) > 1)} ({', '.join(keys[:2])}{', ...' * (len(keys) > 2)})"
+
+
+def check_meta(path: Path | str, meta: dict, expected: dict) -> None:
+    """UsageError where `meta` says otherwise than `expected`; what it does not say is taken as it should be."""
+    if off := [f"{k} {meta[k]} (this run: {v})" for k, v in expected.items() if meta.get(k, v) != v]:
+        raise UsageError(f"{path} was made for {', '.join(off)}")
+
+
+def meta_of(net: nn.Module) -> dict:
+    """What a file of this net must say so that it can be built again."""
+    return {"latent": net.latent, "ngf": net.ngf} if isinstance(net, Generator) else {}
+
+
+def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Callable[[Tensor], Tensor], list[str]]:
+    """(net, preprocess, classes) of a file that a script of this project has saved: student.pt, teacher.pt.
+
+    net: in evaluation mode, images (N, C, H, W) as preprocess gives them -> logits (N, K). preprocess: uint8 images (N, 1 or 3, H, W)
+    of any size -> what the net sees. classes: the K names. UsageError for a file that does not say what its net is.
+
+        net, preprocess, classes = load_model("checkpoints/KD/Digits/ResNet20_to_ResNet8/seed0/student.pt")
+    """
+    state, meta = read_weights(path)
+    if lacking := {"model", "shape", "classes", "mean", "std", "names", "crop_from"} - meta.keys():
+        what = "teacher.pt and student.pt of this project's scripts do"
+        raise UsageError(f"{path} does not say its {', '.join(sorted(lacking))}; {what}, of versions from November 2026 on")
+    (channels, size, _), device = meta["shape"], torch.device(device)
+    net = load_weights(build(meta["model"], meta["classes"], meta["shape"], device), state, path, meta["model"])
+    mean, std = (torch.tensor(meta[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
+
+    def preprocess(x: Tensor) -> Tensor:
+        x = x.to(device)
+        x = center_crop(resize_side(x, [meta["crop_from"]], antialias=True), [size, size]) if meta["crop_from"] else resize(x, size)
+        return normalised(recoloured(x, channels), mean, std)
+
+    return net.eval().requires_grad_(False), preprocess, list(meta["names"])
+
+
+# ---- finding
+
+
+def first_run(args: Base, script: str, **options) -> str:
+    """The command of another script that a run with `args` builds upon, with what they must share."""
+    shared = {k: getattr(args, k) for k in ("img_size", "normalize", "val", "data_dir", "checkpoints_dir", "logs_dir")}
+    options |= {k: v for k, v in shared.items() if v != getattr(Base, k)}
+    return shlex.join(["python", f"project/{script}.py", *flags(dataset=args.dataset, **options)])
+
+
+def teacher_file(args: Base) -> Path:
+    """The checkpoint of the run's teacher; UsageError, with the command that trains it, where there is none."""
+    script, net = args.teacher_checkpoint()
+    path = Path(args.teacher_path or run_folder(args.checkpoints_dir, script, args.dataset, args.teacher, args.teacher_seed) / f"{net}.pt")
+    if not path.exists() and not args.teacher_path:
+        first = first_run(args, script, model=args.teacher, seed=args.teacher_seed)
+        raise UsageError(f"no teacher for {args.dataset} in {path.parent}; first run: {first}")
+    return path

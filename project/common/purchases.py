@@ -1,0 +1,296 @@
+"""What a run asks its teacher about, buys once and keeps. A transfer set is one safetensors file that grows as answers are bought.
+
+Columns of a transfer set, a row an image:
+  index     (N,) rows of the data set's training images; or (N, 2), two rows of them, mixed with
+  weight    (N,) weight * first + (1 - weight) * second
+  images    (N, C, H, W) float32 as the net sees them, instead of index: a generator's
+  answers   (N, K) float32, what BlackBox gives: logits up to a constant of each row, or the one-hot vector of a class
+  others    a row an image too, made of further queries: distances to decision boundaries and what they took, (N, K, budgets)
+The metadata's one entry, `transfer`, is JSON: data set, response, teacher's identity, counts of queries, options; `made`: those options
+that each of the other columns was made with.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
+from torch import Tensor
+
+from .batches import Batches, Map, Streamed, batches_of
+from .blackbox import BlackBox, Remembered
+from .checkpoints import holding, identity, read
+from .datasets import Data, Images
+from .measures import infer
+from .options import Base, settings
+from .record import Record
+from .training import Stop
+from .utils import UsageError, atomic, save, say
+
+Columns = dict[str, Tensor]
+
+
+class Transfer:
+    """columns: {name: tensor on the CPU}. about: the metadata's dictionary. ends: where each purchase ends.
+
+    A column that is shorter than the others is being bought; `fill` goes on with it.
+    """
+
+    ABOUT = ("dataset", "images", "val", "response", "teacher", "classes", "ends", "counts", "own", "options", "sources")
+
+    def __init__(self, path: Path):
+        """The file's content, or an empty set where there is no file. UsageError where it is cut off or of another kind."""
+        self.path, self.columns, self.about, self.ends, self.made = path, {}, {}, [], {}
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as f:
+                self.columns = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  no dictionary
+                self.about = json.loads((f.metadata() or {}).get("transfer", "{}"))
+        except (SafetensorError, ValueError, OSError) as e:
+            raise UsageError(f"{path} is not a readable transfer set ({e}); it is truncated, or another kind of file") from None
+        self.ends, self.made = holding(self.ABOUT, self.about, path)["ends"], self.about.get("made", {})
+
+    def __len__(self):
+        return self.ends[-1] if self.ends else 0
+
+    def add_rows(self, columns: Columns) -> None:
+        """Adds rows that are to be asked about; UsageError where they are of another kind than those there."""
+        if mine := {k: v for k, v in self.columns.items() if k in ("index", "weight", "images")}:
+            if "weight" in columns and mine.keys() == {"index"}:  # whole images among mixes
+                mine = {"index": torch.stack([mine["index"]] * 2, 1), "weight": torch.ones(len(mine["index"]))}
+            if {k: v.shape[1:] for k, v in mine.items()} != {k: v.shape[1:] for k, v in columns.items()}:
+                raise UsageError(f"{self.path} holds {' and '.join(mine)}, to which this method cannot add; run it without --transfer")
+            columns = {k: torch.cat([mine[k], v.cpu()]) for k, v in columns.items()}
+        self.columns |= {k: v.cpu() for k, v in columns.items()}
+        self.ends.append(len(next(iter(columns.values()))))
+
+    def fill(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Iterator[int]:
+        """Completes `stop` rows of the columns that `make(rows)` gives, {name: values}, `name` among them, for `size` rows at most; rows
+        holds the other columns, and the rows' numbers as `row`. Yields after each call."""
+        for at in range(len(self.columns.get(name, ())), stop, size):
+            end = min(at + size, stop)
+            rows = {k: v[at:end] for k, v in self.columns.items() if len(v) >= end}
+            for k, new in make(rows | {"row": torch.arange(at, end)}).items():
+                self.columns[k] = torch.cat([self.columns[k], new.cpu()]) if at else new.cpu()
+            yield end
+
+    def whole(self) -> Columns:
+        """{column: the rows of it for which there is an answer}"""
+        n = len(self.columns.get("answers", ()))
+        return {k: v[:n] for k, v in self.columns.items() if len(v) >= n}
+
+    def save(self, about: dict) -> None:
+        self.about = about | {"ends": self.ends}
+        content = as_bytes({k: v.contiguous() for k, v in self.columns.items()}, {"transfer": json.dumps(self.about)})
+        with atomic(self.path) as f:
+            f.write(content)
+
+
+class Purchases:
+    """What one run asks about. source: the data set that is asked about; queryable: its images, the private ones or those of --pool.
+
+    transfer: the run's transfer set. inherited: counts of the queries of the files that this run is made from.
+    """
+
+    def __init__(
+        self,
+        args: Base,
+        record: Record,
+        transfer: Transfer,
+        data: Data,
+        private: Images,
+        teacher: BlackBox | None,
+        stop: Stop,
+        load: Callable[[str], Data],
+    ):
+        """load(name): the data set of that name with the size and the channels that the teacher's has."""
+        self.args, self.record, self.transfer, self.data, self.private, self.teacher, self.stop = (
+            args,
+            record,
+            transfer,
+            data,
+            private,
+            teacher,
+            stop,
+        )
+        self.device, self.number, self.inherited = data.mean.device, 0, {}
+        given = self.take(Path(args.transfer)) if args.transfer else None
+        name = given["dataset"] if given else args.pool or data.name
+        self.source = data if name == data.name else load(name)
+        if given and given["images"] != (there := len(self.source.train)):
+            raise UsageError(f"{args.transfer} counts {given['images']} training images in {name}, which now has {there}; buy answers anew")
+        self.queryable = private if self.source is data else self.source.train
+
+    def take(self, path: Path) -> dict:
+        """Begins with the answers in the transfer set `path`, of this teacher and response; its metadata. UsageError for another."""
+        if not path.exists():
+            raise UsageError(f"no file {path}; a method that buys answers once leaves one in its folder: transfer.safetensors")
+        given, a, own = Transfer(path), self.args, self.transfer
+        mine = {"response": a.response, "teacher": self.teacher.identity, "classes": self.data.classes, "val": a.val}
+        if off := [f"its {k} is {given.about[k]}, this run's is {v}" for k, v in mine.items() if given.about[k] != v]:
+            raise UsageError(f"{path} does not belong to this run: {'; '.join(off)}; buy answers anew, without --transfer")
+        self.record.sources[str(path)] = identity(path)
+        self.add_inherited_counts(given.about["counts"])
+        if not own:
+            own.columns = given.whole()
+            own.ends, own.made = [len(own.columns["answers"])], given.made
+        say(f"{path}: {own.ends[0]:,} answers bought before")
+        return given.about
+
+    # ---- counts
+
+    def add_inherited_counts(self, counts: dict[str, int]) -> None:
+        """Queries that another run has asked for what this one is made from: they count, and are part of the budget."""
+        self.inherited = {k: v + self.inherited.get(k, 0) for k, v in counts.items()}
+        self.teacher.earlier = self.inherited.get("queries", 0)
+
+    def total_counts(self) -> dict[str, int]:
+        """Counts of this run and of the files it is made from."""
+        own = self.teacher.counts if self.teacher else BlackBox.zero()
+        return {k: v + self.inherited.get(k, 0) for k, v in own.items()}
+
+    def resume_counts(self, counts: dict[str, int]) -> None:
+        """Takes up the counts of what a killed run has asked for files that are there."""
+        if counts.get("queries", 0) > self.teacher.counts["queries"]:
+            self.teacher.load_state_dict(counts)
+
+    def clip_to_budget(self, n: int) -> int:
+        """n queries, or as many as --query_budget still allows, which is said; UsageError where that is too little to train on.
+
+        A dry run makes do with two batches.
+        """
+        left = self.teacher.left
+        n = min(n, 2 * self.args.batch_size) if self.args.dry_run else n
+        if left < min(n, 2):
+            before = f" ({self.teacher.earlier:,} were asked for what this run is made from)" if self.teacher.earlier else ""
+            raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries{before}, too few to train on; raise it")
+        if left < n:
+            say(f"{left:,} queries are asked instead of {n:,} (--query_budget {self.args.query_budget})")
+        return min(n, left)
+
+    # ---- buying
+
+    def random_plan(self, n: int) -> Callable[[torch.Generator], Columns]:
+        """A plan for `buy`: n of the queryable images, or as many as the budget allows, drawn by the generator that it is given."""
+
+        def plan(g: torch.Generator) -> Columns:
+            m = self.clip_to_budget(n)
+            chosen = torch.randperm(len(self.queryable), generator=g)[:m].sort().values
+            return {"index": self.queryable.index[chosen]}
+
+        return plan
+
+    def buy(self, plan: Callable[[torch.Generator], Columns], make: Callable[[Columns], Columns] | None = None, size: int = 0) -> Columns:
+        """Columns of the transfer set: all that was bought so far with this purchase, kept as it is bought and never paid for twice.
+
+        plan(g) names what is asked about, as columns of a transfer set; it draws from the generator g alone, and is not called where
+        a killed run, or --transfer, has the images already. make(rows): other columns than the answers to those images, for `size`
+        rows at a time, the answers among them.
+        """
+        t, script, augment = self.transfer, self.record.script, self.args.augment
+        if augment != "none":
+            raise UsageError(
+                f"{script} buys answers to images as they are, once; --augment {augment} would change them: use --augment none"
+            )
+        self.number += 1
+        if len(t.ends) < self.number:
+            t.add_rows(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.number)))
+        stop = t.ends[self.number - 1]
+        return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
+
+    def grow(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Columns:
+        """The first `stop` rows of the transfer set, with the columns, one of them `name`, that `make(rows)` gives for `size` rows."""
+        t, a = self.transfer, self.args
+        self.resume_counts(t.about.get("own", {}))
+        about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
+        about |= {"response": a.response, "teacher": self.teacher.identity, "options": settings(a), "sources": self.record.sources}
+        printed = time.monotonic()
+        for end in t.fill(make, name, size, stop):
+            if time.monotonic() - printed > 30:
+                say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
+                printed = time.monotonic()
+            t.save(about | {"made": t.made, "own": self.teacher.state_dict(), "counts": self.total_counts()})
+            if self.stop.requested:
+                self.stop.leave()
+        return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
+
+    def keep(self, name: str, make: Callable[[], dict]) -> dict:
+        """The tensors {name: ...} that make() gives, made once: they stay in the run's folder as NAME.pt, with the queries they took."""
+        path = self.record.folder / f"{name}.pt"
+        if not path.exists():
+            save(path, {"kept": make(), "counts": self.teacher.state_dict()})
+        content = read(path, "kept", "counts")
+        self.resume_counts(content["counts"])
+        return content["kept"]
+
+    def answers(self, rows: Columns) -> Columns:
+        """The teacher's answers (n, K) to rows of a transfer set."""
+        kind = "synthetic" if "images" in rows else "private" if self.source is self.data else "public"
+        if "index" in rows and "weight" not in rows:
+            images = self.source.train.subset(rows["index"])
+            return {"answers": infer(lambda x: self.teacher(x, kind), images, self.data.view, self.args.amp)}
+        mixed = kind == "private" and (rows["index"][:, 0] != rows["index"][:, 1]).any()
+        return {"answers": self.teacher(self.to_images(rows), "mixed" if mixed else kind)}
+
+    def to_images(self, rows: Columns) -> Tensor:
+        """The images (n, C, H, W) of rows of a transfer set, as a net sees them."""
+        rows = {k: v.to(self.device) for k, v in rows.items()}
+        if "images" in rows:
+            return rows["images"]
+        return self.mix(rows["index"], rows["weight"]) if "weight" in rows else self.data.view(self.source.train.x[rows["index"]])
+
+    def mix(self, index: Tensor, weight: Tensor) -> Tensor:
+        """weight * first + (1 - weight) * second image of each row of index (n, 2): floats (n, C, H, W)."""
+        a, b = (self.data.view(self.source.train.x[index[:, i]]) for i in (0, 1))
+        return torch.lerp(b, a, weight.view(-1, 1, 1, 1))
+
+    # ---- batches of images and answers
+
+    def batches(self, bought: Columns, *rows: Tensor, steps: int | None = None) -> Batches | Map | Streamed:
+        """Shuffled batches (x, t, *rows) of what `buy` gave, and of tensors with a row for each; `steps` an epoch, without it one pass."""
+        rows, size = (bought["answers"], *rows), self.args.batch_size
+        if "images" in bought:
+            return Batches(bought["images"], *rows, size=size, steps=steps)
+        if "weight" in bought:
+            mixes = Batches(bought["index"], bought["weight"], *rows, size=size, steps=steps)
+            return Map(mixes, lambda index, weight, *rows: (self.mix(index, weight), *rows))
+        return batches_of(self.source.train.subset(bought["index"]), *rows, size=size, view=self.data.view, steps=steps)
+
+    def asked(self) -> Batches | Map | Streamed:
+        """Batches of the queryable images and the teacher's answers (x, t). Images that never change are asked about once."""
+        if self.args.augment == "none" or self.args.transfer:
+            return self.batches(self.buy(self.random_plan(len(self.queryable))))
+        return self.viewed()
+
+    def viewed(self, *rows: Tensor, change: Callable[..., tuple[Tensor, ...]] | None = None) -> Map:
+        """Batches (x, t, *rows) of views of the private images, the teacher's answers to them, and tensors with a row for each.
+
+        With --cache each view is asked about once. change: a function of (x, *rows) of a batch, before the teacher sees it.
+        """
+        a, data, n = self.args, self.data, len(self.private)
+        if not a.cache:
+            self.teacher.afford(n * a.epochs)
+            seen = batches_of(self.private, *rows, size=a.batch_size, view=data.view, augment=a.augment)
+            return Map(Map(seen, change) if change else seen, lambda x, *rows: (x, self.teacher(x), *rows))
+        x, views = resident(self.private, self.record.script).x, data.views(a.augment)
+        self.teacher.afford(n * min(views, a.epochs))
+        kept = Remembered(self.teacher, n, views, data.classes, self.device)
+        say(f"answers to {views} views of each image take up to {kept.kept.nbytes / 1e9:.2f} GB")
+
+        def ask(i: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+            which = torch.randint(views, (len(i),), device=self.device)
+            seen = data.view(x[i], a.augment, which)
+            return seen, kept(i, which, seen), *rows
+
+        return Map(Batches(torch.arange(n, device=self.device), *rows, size=a.batch_size), ask)
+
+
+def resident(images: Images, script: str) -> Images:
+    """`images`, where they lie on the device; UsageError where they are streamed."""
+    if images.stream:
+        raise UsageError(f"{script} needs its images in memory, and this data set is too large for it; use a smaller --img_size")
+    return images

@@ -1,0 +1,213 @@
+"""Training: `fit` minimises a loss over epochs that are logged, evaluated, saved and taken up again after a stop."""
+
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from tqdm import tqdm
+
+from .blackbox import BlackBox
+from .options import Base
+from .record import Record
+from .utils import RunError, Stopped, UsageError, autocast, clock, say
+
+PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
+READ_EVERY = 200  # steps between readings of the loss terms, each of which waits for the device
+
+
+# ---- schedule and optimizer
+
+
+def milestones(args: Base) -> list[int]:
+    """The epochs after which the learning rate falls, from `80,160` or fractions of --epochs such as `1/3,0.75`; UsageError for others."""
+    try:
+        marks = [m.strip() for m in args.milestones.split(",") if m.strip()]
+        values = [float(m.partition("/")[0]) / float(m.partition("/")[2] or 1) for m in marks]
+        if any(not math.isfinite(v) or v <= 0 for v in values):
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--milestones {args.milestones}: give epochs such as 80,160, or fractions such as 1/3,2/3") from None
+    return [round(v * args.epochs) if v < 1 else round(v) for v in values]
+
+
+def lr_at(args: Base, epoch: int) -> float:
+    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm."""
+    if epoch <= args.lr_warmup:
+        return args.LR_START + (epoch - 1) * (args.lr - args.LR_START) / args.lr_warmup
+    if args.schedule == "cosine":
+        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
+    return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))
+
+
+def optimizer_of(args: Base, net: nn.Module) -> torch.optim.Optimizer:
+    """SGD or Adam over the net's parameters, with the options' weight decay."""
+    parts = [{"params": [*net.parameters()]}]
+    if args.decay == "weights":
+        vectors = [p for p in net.parameters() if p.dim() < 2]
+        parts = [{"params": [p for p in net.parameters() if p.dim() >= 2]}, {"params": vectors, "weight_decay": 0.0}]
+    if args.optimizer == "adam":
+        return torch.optim.Adam(parts, args.lr, weight_decay=args.weight_decay, fused=True)
+    return torch.optim.SGD(parts, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov, fused=True)
+
+
+# ---- stopping
+
+
+class Stop:
+    """SIGTERM and Ctrl-C: `requested` is the signal's number from then on. A second signal ends the process at once."""
+
+    def __init__(self, record: Record, command: str):
+        self.record, self.command, self.requested, self.former = record, command, None, {}
+        with suppress(ValueError):  # not in the main thread
+            self.former = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(self, number: int, frame) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.requested = number
+
+    def restore(self) -> None:
+        """Gives the signals back to their former handlers."""
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def leave(self) -> None:
+        """Raises Stopped, after a line that says what is saved."""
+        done = f"{self.record.saved_epoch} of {self.record.args.epochs} epochs are saved"
+        say(f"stopped by {signal.Signals(self.requested).name}; {done}; run the same command to continue: {self.command}")
+        raise Stopped(128 + self.requested)
+
+
+# ---- the loop
+
+
+class Training:
+    """The epochs of one run. epoch: the present one, from 1; epoch_seconds: how long each took."""
+
+    def __init__(self, args: Base, device: torch.device, record: Record, teacher: BlackBox | None, stop: Stop):
+        self.args, self.device, self.record, self.teacher, self.stop = args, device, record, teacher, stop
+        self.epoch, self.done, self.printed, self.epoch_seconds = 0, 0, 0.0, []
+
+    def fit(
+        self,
+        student: nn.Module,
+        batches: Iterable,
+        loss: Callable[..., dict[str, Tensor]],
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        evaluate: Callable[[], dict] = dict,
+        until: int | None = None,
+        beside: nn.Module | None = None,
+        **objects,
+    ) -> None:
+        """Minimises the sum of the terms that `loss(*batch)` returns by name, up to the epoch `until`, and logs each under its name.
+
+        The student's own optimizer follows the options; those given step beside it. evaluate: gives the numbers to log. until: the last
+        epoch of --epochs by default. beside: a net that the student's optimizer trains too. objects: more that has a state to resume.
+        """
+        main = optimizer_of(self.args, nn.ModuleList([student, *([beside] if beside else [])]))
+        objects |= {"beside": beside} if beside else {}
+        every = [main, *optimizers]
+        named = {f"optimizer{i}": o for i, o in enumerate(every)}
+        for epoch in self.epochs(evaluate, until, student=student, **named, **objects):
+            for group in main.param_groups:
+                group["lr"] = lr_at(self.args, epoch)
+            student.train()
+            for batch in self.steps(batches):
+                with autocast(self.device, self.args.amp):
+                    terms = loss(*batch)
+                    total = sum(terms.values())
+                for o in every:
+                    o.zero_grad()
+                total.backward()
+                for o in every:
+                    o.step()
+                self.tally(**terms)
+
+    def epochs(self, evaluate: Callable[[], dict], until: int | None = None, **objects) -> Iterator[int]:
+        """Yields the epochs still to do up to `until`; logs, evaluates and saves after each. `objects`: all that has a state to resume."""
+        total = self.args.epochs
+        until = min(total if until is None else until, self.done + 1 if self.args.dry_run else total)
+        if self.teacher:
+            objects["queries"] = self.teacher
+        done = self.record.resume(self.done, until, objects, self.device)
+        self.done, began = max(self.done, until), time.monotonic()
+        for epoch in range(done + 1, until + 1):
+            self.epoch, self.epoch_began = epoch, time.monotonic()
+            self.sums, self.terms, self.stepped = defaultdict(float), [], 0
+            yield epoch
+            row = {"epoch": epoch, **self.means()}
+            if epoch % self.args.eval_every == 0 or epoch == until:
+                row |= evaluate()
+            self.record.log(row)
+            self.report(row, total, (total - epoch) * (time.monotonic() - began) / (epoch - done))
+            self.record.save_state(epoch, objects, self.device, force=epoch == until or self.stop.requested)
+            self.epoch_seconds.append(time.monotonic() - self.epoch_began)
+            if self.stop.requested and epoch < total:
+                self.stop.leave()
+
+    def steps(self, batches: Iterable) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one epoch, with a progress bar on a terminal. A stop is heard here, and a dry run ends after two."""
+        total, batches = min(len(batches), 2 if self.args.dry_run else len(batches)), iter(batches)
+        for _ in tqdm(range(total), f"epoch {self.epoch}", leave=False, disable=not sys.stderr.isatty()):
+            if self.stop.requested and time.monotonic() - self.epoch_began > PATIENCE:
+                self.stop.leave()
+            with autocast(self.device, self.args.amp):  # a batch may be made by nets
+                batch = next(batches)
+            yield batch
+
+    def tally(self, **terms: Tensor) -> None:
+        """Notes one step's terms, scalars on the device; they are read, summed and checked every READ_EVERY steps."""
+        self.terms.append({k: v.detach() for k, v in terms.items()})
+        if len(self.terms) == READ_EVERY:
+            self.read_terms()
+
+    def read_terms(self) -> None:
+        if not self.terms:
+            return
+        values = torch.stack([torch.stack(list(t.values())) for t in self.terms]).cpu().double().tolist()  # (steps, terms)
+        for step, row in enumerate(values, self.stepped + 1):
+            for name, value in zip(self.terms[0], row, strict=True):
+                if not math.isfinite(value):
+                    kept = f"epoch {self.record.saved_epoch} is saved in {self.record.folder}"
+                    raise RunError(f"the loss term {name} is {value} at epoch {self.epoch}, step {step}; a smaller --lr may help; {kept}")
+                self.sums[name] += value
+        self.stepped += len(self.terms)
+        self.terms = []
+
+    def means(self) -> dict[str, float]:
+        """The mean of each term over the epoch's steps."""
+        self.read_terms()
+        return {k: v / self.stepped for k, v in self.sums.items()}
+
+    def report(self, row: dict, total: int, left: float) -> None:
+        """A line a second at most, and the first and the last."""
+        if row["epoch"] not in (1, total) and time.monotonic() - self.printed < 1:
+            return
+        words = [word(k, v) for k, v in row.items() if k != "epoch"]
+        words += [f"{self.teacher.counts['queries']:,} queries"] if self.teacher else []
+        took = time.monotonic() - self.epoch_began
+        say(f"epoch {row['epoch']}/{total}  {'  '.join(words)}  {took:{'.2g' if took < 99 else '.0f'}} s, {clock(left)} left")
+        self.printed = time.monotonic()
+
+
+def word(name: str, value: float | list[float]) -> str:
+    """A number of the log as a line shows it: `accuracy 95.20 %`, `kl 0.1234`."""
+    if isinstance(value, list):
+        return f"{name} {' '.join(f'{v:.2g}' for v in value)}"
+    in_percent = name in ("accuracy", "top5", "agreement", "ece") or name.endswith("shot")
+    return f"{name} {value:.2f} %" if in_percent else f"{name} {value:.4g}"
+
+
+def command_of(path: str, argv: list[str] | None) -> str:
+    """The command line of this run, to be copied: of the script `path`, or of the process where argv is None."""
+    return shlex.join(["python", "-u", *sys.argv] if argv is None else ["python", "-u", path, *argv])
