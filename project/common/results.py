@@ -1,0 +1,164 @@
+"""docs/results/ and the result tables of other pages, made from tables/measured/*.csv, so that no number in the docs is typed.
+
+A page has a table where a pair of comments stands, of all columns or of those that are named:
+
+    <!-- measured: digits-cpu; columns: method, accuracy, against, queries -->
+    <!-- end -->
+"""
+
+import csv
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+from . import report
+from .tables import read_table
+from .utils import UsageError, save_text
+
+COLUMNS = {  # a marker's words -> the columns of report.rows_of
+    "teacher_kl": "KL to teacher",
+    "ece": "ECE, %",
+    "sent": "images sent",
+    "megabytes": "MB sent",
+    "1shot": "accuracy",
+    "5shot": "5-shot",
+}
+MARKER = re.compile(r"(<!-- measured: ([\w-]+)((?:; \w+: [^;]*?)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+TEXT = ("method", "pair", "needs", "device", "versions", "options")  # columns of the CSV files that hold no number
+
+
+def read_measured(path: Path) -> dict:
+    """{(pair, row's name, seed): a finished task} of one file of tables/measured, in its order, as `report` takes them."""
+    cells = {}
+    with open(path, newline="") as f:
+        for row in csv.DictReader(f):
+            result = {k: v if k in TEXT else float(v) for k, v in row.items() if v != ""}
+            if "synthetic_median" in result:
+                result["copying"] = {k: result[k] for k in ("synthetic_median", "private_median", "closer")}
+            if "1shot" in result:
+                result["fewshot"] = {"last": {s: [result[s], result[f"{s}_half"]] for s in ("1shot", "5shot")}}
+            task = SimpleNamespace(result=result, state="done", why="", args=None)
+            cells[row["pair"], row["method"], int(row["seed"])] = task
+    return cells
+
+
+class Measured:
+    """One file of tables/measured, and the table that it was measured with. table: the content of the table's file."""
+
+    def __init__(self, name: str):
+        path = report.ROOT / "tables" / "measured" / f"{name}.csv"
+        if not path.exists():
+            there_are = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
+            raise UsageError(f"no file {path}; tables/measured has: {there_are}")
+        self.name, self.cells = name, read_measured(path)
+        self.source = next(n for n in (name, name.removesuffix("-cpu")) if (report.ROOT / "tables" / f"{n}.toml").exists())
+        self.table = read_table(self.source)
+        self.pairs = list(dict.fromkeys(pair for pair, _, _ in self.cells))
+        names = {name for _, name, _ in self.cells}
+        self.against = next(n for n in (self.table.get("against"), "KD", next(iter(names))) if n in names)
+
+    def rows(self, pair: str) -> list[dict[str, str]]:
+        """{column: text} of each row for one pair."""
+        if self.table.get("budgets"):
+            return report.budget_rows(self.table, self.cells, pair)
+        return report.rows_of(self.table, self.cells, pair, self.against)[0]
+
+    def markdown(self, columns: list[str] | None = None, pairs: list[str] | None = None) -> str:
+        """A table for each of the pairs (all by default), with these columns or all; the pair above it where there are several."""
+        parts = []
+        for pair in pairs or self.pairs:
+            rows = self.rows(pair)
+            if columns and not self.table.get("budgets"):
+                wanted = [COLUMNS.get(c, f"against {self.against}" if c == "against" else c) for c in columns]
+                rows = [{c: r[c] for c in wanted if c in r} for r in rows]
+            parts.append((f"**{pair}**\n\n" if len(self.pairs) > 1 else "") + report.markdown(rows))
+        return "\n\n".join(parts)
+
+    def page(self) -> str:
+        """docs/results/NAME.md."""
+        first = [t.result for t in self.cells.values()]
+        seeds = sorted({seed for _, _, seed in self.cells})
+        machines = dict.fromkeys(f"{r['device']}; {r['versions']}" for r in first)
+        counted = [*map(str, seeds)] if len(seeds) < 12 else [f"{seeds[0]} to {seeds[-1]}"]
+        notes = [line for pair in self.pairs for line in report.copied(self.cells, pair)]
+        return "\n".join(
+            [
+                f"# {self.table['title']}",
+                "",
+                f"Table `{self.source}`, data set {self.table['dataset']}, seeds {', '.join(counted)}. Repeat it with:",
+                "",
+                "```sh",
+                f"python project/table.py {self.source} --seeds {len(seeds)}",
+                "```",
+                "",
+                "Accuracies in percent on test images at the last epoch, mean ± standard deviation over seeds. "
+                "[What the columns mean](../running.md).",
+                "Times are upper bounds: other jobs ran on the same cores.",
+                f"One row per run, with all options: [{self.name}.csv](../../tables/measured/{self.name}.csv).",
+                "",
+                self.markdown(),
+                "",
+                *notes,
+                *[""] * bool(notes),
+                "Options that differ between the rows:",
+                "",
+                *self.settings(),
+                "",
+                "Measured with:",
+                "",
+                *(f"- {m}" for m in machines),
+                "",
+            ]
+        )
+
+    def settings(self) -> list[str]:
+        """A line for each row: the options in which its run differs from most of the others."""
+        options = {name: dict(o.split("=", 1) for o in shlex.split(t.result["options"])) for (_, name, _), t in self.cells.items()}
+        hidden, lines = {"seed", "teacher", "model", "tag", "transfer", "dataset", "query_budget", "reuse_generator_path"}, []
+        every = list(options.values())
+        for name, own in options.items():
+            rest = {k: v for k, v in own.items() if k not in hidden and sum(o.get(k) == v for o in every) <= len(every) / 2}
+            lines.append(f"- {name}: {', '.join(f'{k} {v}' for k, v in rest.items()) or 'as most rows'}")
+        return list(dict.fromkeys(lines)) if not self.table.get("budgets") else []
+
+
+def filled(text: str) -> str:
+    """A page's text with its result tables made anew; UsageError for a marker that names no file of tables/measured."""
+
+    def fill(m: re.Match) -> str:
+        said = dict(part.split(": ", 1) for part in m[3].split("; ") if part)
+        columns = [c.strip() for c in said["columns"].split(",")] if "columns" in said else None
+        return m[1] + Measured(m[2]).markdown(columns, [said["pair"]] if "pair" in said else None) + "\n" + m[4]
+
+    return MARKER.sub(fill, text)
+
+
+def pages() -> dict[Path, str]:
+    """{file: text} of all pages that hold measured numbers: README.md, docs/**.md, and docs/results, which is made as a whole."""
+    made, folder = {}, report.ROOT / "docs" / "results"
+    index = ["# Results", "", "Generated by `python project/table.py --docs` from [tables/measured](../../tables/measured).", ""]
+    for path in sorted((report.ROOT / "tables" / "measured").glob("*.csv")):
+        measured = Measured(path.stem)
+        made[folder / f"{path.stem}.md"] = measured.page()
+        index.append(f"- [{path.stem}]({path.stem}.md): {measured.table['title']}")
+    made[folder / "README.md"] = "\n".join([*index, ""])
+    for path in (report.ROOT / "README.md", *sorted((report.ROOT / "docs").rglob("*.md"))):
+        if path.parent != folder:
+            made[path] = filled(path.read_text())
+    return made
+
+
+def stale() -> list[Path]:
+    """The pages that are not as `write` would leave them."""
+    made = pages()
+    there = set((report.ROOT / "docs" / "results").glob("*.md"))
+    return sorted(there - made.keys()) + [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+
+
+def write() -> list[Path]:
+    """Writes the pages that are stale, and deletes result pages of files that are gone; gives their paths."""
+    changed, made = stale(), pages()
+    for path in changed:
+        save_text(path, made[path]) if path in made else path.unlink()
+    return changed

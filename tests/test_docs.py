@@ -1,0 +1,124 @@
+"""README and docs: every command is understood, every example runs, every link leads somewhere, no result is stale."""
+
+import contextlib
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from common import options, results
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# python prints its arguments; what else stands in the docs does nothing
+STUBS = """
+python() { printf '%s\\0' "$@" >&3; printf '\\n\\0' >&3; }
+nohup() { "$@"; }
+source() { :; }; make() { :; }; pip() { :; }; tensorboard() { :; }; cp() { :; }; cat() { :; }
+"""
+
+
+def blocks(page, language):
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page, folder):
+    """[script, options ...] of each `python` command in a page's sh blocks, as bash expands them; those with `...` left out."""
+    text = "\n".join(blocks(page, "sh"))
+    out = folder / "commands"
+    subprocess.run(["bash", "-c", f"exec 3>{out}; {STUBS}\n{text}"], cwd=folder, check=True, capture_output=True)
+    calls, words = [], []
+    for word in out.read_text().split("\0"):
+        if word == "\n":
+            calls.append([w for w in words if w != "-u"])
+            words = []
+        else:
+            words.append(word)
+    return [c for c in calls if not any("..." in w for w in c)]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "results" not in p.parts], ids=lambda p: p.name)
+def test_every_command_is_understood(page, tmp_path):
+    for script, *argv in commands(page, tmp_path):
+        folder, name = script.split("/")
+        assert (ROOT / script).exists(), script
+        if "--help" in argv:
+            continue
+        if folder == "project" and name != "table.py":
+            options.parse(importlib.import_module(name[:-3]).Args, argv)
+        elif name == "table.py":
+            named = [a for a in argv[:1] if not a.startswith("-")]
+            assert all((ROOT / "tables" / f"{n}.toml").exists() for n in named)
+
+
+def test_the_readmes_commands_run_and_end_as_shown(tmp_path):
+    """With one epoch each: the last line has the form that README shows."""
+    shown = re.findall(r"^# (\w+ \w+.* on Digits, seed 0: .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    calls = [c for c in commands(ROOT / "README.md", tmp_path) if c[0] != "project/table.py"]
+    assert len(calls) == len(shown) == 5
+    for (script, *argv), line in zip(calls, shown, strict=True):
+        short = ["--epochs", "1", *(["--steps", "2"] if "MEKD" in script else []), "--device", "cpu"]
+        command = [sys.executable, str(ROOT / script), *argv, *short]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        form = re.sub(r"[\d,]+(\\\.\d+)?", r"[\\d,]+(\\.\\d+)?", re.escape(line))
+        assert re.fullmatch(form, done.stdout.splitlines()[-1]), (line, done.stdout.splitlines()[-1])
+
+
+def test_the_examples_of_extending_run(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "extending.md"
+    method, *others = blocks(page, "python")
+    (tmp_path / "Cosine.py").write_text(method)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    from common import datasets, models
+
+    monkeypatch.setattr(datasets, "DATASETS", datasets.DATASETS)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: (datasets.DATASETS.pop("Stripes", 0), models.MODELS.pop("TinyNet", 0)))
+        *before, load = others
+        for code in before:
+            exec(compile(code, str(page), "exec"), {"__name__": "example"})
+        ((script, *argv),) = [c for c in commands(page, tmp_path) if "Stripes" in c]
+        assert script == "project/KD.py"
+        importlib.import_module("KD").main([*argv, "--device", "cpu"])
+        exec(compile(load, str(page), "exec"), {"__name__": "example"})
+        assert set(eval(capsys.readouterr().out.splitlines()[-1])) <= {"vertical", "horizontal"}
+        result = importlib.import_module("Cosine").main([*argv, "--device", "cpu"])
+    assert 0 <= result["log"]["cos"] <= 2 and result["options"]["lr"] == 0.05 and result["queries"] == 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for text, target in re.findall(r"\[([^]]+)\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), f"{text}: {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}, target
+
+
+def test_result_tables_are_up_to_date():
+    assert not results.stale(), "run: python project/table.py --docs"
+
+
+def test_a_result_table_is_filled():
+    text = "before\n<!-- measured: digits-cpu; columns: method, against, 1shot -->\nold\n<!-- end -->\nafter"
+    made = results.filled(text)
+    assert "old" not in made and made.startswith("before\n") and made.endswith("<!-- end -->\nafter")
+    head, _, *rows = made.splitlines()[2:-2]
+    assert [c.strip() for c in head.strip("| ").split("|")] == ["method", "accuracy (last), %", "against KD"] and len(rows) == 16
+    assert any("MEKD soft" in r and "96.44 ± 0.84" in r and "+1.16 [+0.95, +1.37]" in r for r in rows)
+    with pytest.raises(Exception, match=r"no file .*nothing\.csv; tables/measured has: "):
+        results.filled("<!-- measured: nothing -->\n<!-- end -->")
+
+
+def test_the_readme_is_one_screen():
+    assert (ROOT / "README.md").stat().st_size <= 8192
