@@ -1,19 +1,23 @@
 # Two commands that set up everything on a fresh machine:
 #   make reproduce    the main job on Digits (no download, no GPU), to a printed table
-#   make test         the tests
+#   make test         the tests; make quick: those that take less than a minute together
 # The environment is .venv; it is made once, and again when requirements.txt changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test quick lint clean
 
 reproduce: .venv/ready
 	$(BIN)/python project/table.py digits --jobs $(JOBS)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n $(JOBS)
+
+quick: .venv/dev
+	$(BIN)/python -m pytest -n $(JOBS) $(addprefix tests/test_,house.py options.py checkpoints.py blackbox.py losses.py measures.py \
+		models.py datasets.py gan.py) tests/test_scripts.py::test_a_dry_run_goes_through_and_keeps_nothing
 
 lint: .venv/dev
 	$(BIN)/ruff check .

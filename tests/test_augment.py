@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from common import augment
-from common.augment import APPLY, OPERATIONS, POLICY, auto, boxes, mixup, resized_crop
+from common.augment import APPLY, OPERATIONS, POLICY, auto_augment, mixup, random_boxes, resized_crop
 from common.blackbox import Remembered
 from common.datasets import Images, load, zoomed
 from common.options import Base, TransferOptions, parse
@@ -52,7 +52,7 @@ def test_a_crop_is_pillows(x, smooth, kind):
 
 def test_crops_are_drawn_as_the_library_draws_them():
     torch.manual_seed(0)
-    top, left, h, w = boxes(4000, 32)
+    top, left, h, w = random_boxes(4000, 32)
     assert ((top >= 0) & (top + h <= 32) & (left >= 0) & (left + w <= 32) & (h > 0) & (w > 0)).all()
     crop, image = v2.RandomResizedCrop(32), [torch.empty(3, 32, 32)]
     drawn = [crop.make_params(image) for _ in range(2000)]
@@ -105,11 +105,11 @@ def test_rotation_and_shear_are_the_librarys(x):
 def test_autoaugment_changes_each_image_in_its_own_way(x):
     torch.manual_seed(0)
     many = x[:1].expand(200, -1, -1, -1)
-    got = auto(many)
+    got = auto_augment(many)
     assert got.shape == many.shape and got.min() >= 0 and got.max() <= 1 and got.isfinite().all()
     distinct = len({row.numpy().tobytes() for row in got})
     assert 60 < distinct <= 200  # its levels have noise; some pairs do nothing
-    assert auto(x[:, :1]).shape == (6, 1, 32, 32)
+    assert auto_augment(x[:, :1]).shape == (6, 1, 32, 32)
 
 
 def test_mixup():
@@ -183,10 +183,10 @@ def test_remembered_answers_are_those_of_the_view():
 
 
 def test_cache_goes_with_views_that_can_be_counted():
-    with pytest.raises(UsageError, match="of --augment crop or crop_flip, not resized_crop"):
+    with pytest.raises(UsageError, match="use --augment crop or crop_flip, not resized_crop"):
         parse(TransferOptions, ["--cache", "--augment", "resized_crop"])
     for Args in (DB3KD.Args, GDA.Args):  # whatever else they check
-        with pytest.raises(UsageError, match="of --augment crop or crop_flip, not none"):
+        with pytest.raises(UsageError, match="use --augment crop or crop_flip, not none"):
             parse(Args, ["--cache"])
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from common import datasets
 from common.augment import crop_flip
-from common.batches import Batches, Draw, Streamed
+from common.batches import Batches, Draw, Streamed, batches_of
 from common.datasets import Data, Images, load, readers
 from common.datasets.images import resize, split
 from common.utils import RunError, UsageError
@@ -138,12 +138,14 @@ def test_what_does_not_fit_is_streamed_with_the_same_images(tmp_path, monkeypatc
     plain = Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment="none")
     means, y = (torch.cat(side) for side in zip(*((x.float().flatten(1).mean(1), y) for x, y in plain), strict=True))
     assert (means[y == 0] < 100).all() and (means[y == 1] > 150).all()  # each image with its own label
+    more = batches_of(data.train, data.train.y, size=8, view=data.view, steps=5)  # of 2 a pass
+    assert len(more) == 5 and len([*more]) == 5
 
 
 def test_a_broken_image_is_named(tmp_path):
     folder_of_images(tmp_path / "mine")
     (tmp_path / "mine" / "cat" / "0.png").write_bytes(b"no image")
-    with pytest.raises((RunError, UsageError), match="0.png is no readable image"):
+    with pytest.raises((RunError, UsageError), match="0.png is not a readable image"):
         load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
 
 

@@ -1,13 +1,12 @@
 """Every script, by glob: it explains itself, goes through, keeps to the house's laws. Who adds a script has added its test."""
 
-import ast
 import importlib
 import json
 from dataclasses import fields
 
 import pytest
 import torch
-from conftest import FEWSHOT, ROOT, SCRIPTS, TOOLS
+from conftest import FEWSHOT, SCRIPTS
 
 from common.utils import Finished, UsageError
 
@@ -47,50 +46,6 @@ def test_a_short_run_leaves_weights_log_and_result(name, script):
     nets = [p for p in folder.glob("*.pt") if p.stem != "state"]
     assert len(nets) == (4 if name == "AEAHL" else 1) and not (folder / "state.pt").exists()  # the generator's parts, for another task
     assert all(torch.isfinite(v).all() for v in torch.load(nets[0], weights_only=True)["model"].values() if v.is_floating_point())
-
-
-@pytest.mark.parametrize("name", [*SCRIPTS, *FEWSHOT, "robustness"])
-def test_a_script_imports_no_script(name):
-    text = (ROOT / "project" / f"{name}.py").read_text()
-    roots = {n.module.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)}
-    roots |= {a.name.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import) for a in n.names}
-    assert not roots & {*SCRIPTS, *FEWSHOT, *TOOLS}
-
-
-COMMON = ROOT / "project" / "common"
-SYSTEMS = {"db3kd", "aeahl", "gda", "fewshot"}  # the rooms of common that belong to one paper each
-
-
-def dotted(path):
-    """`db3kd.labels` for common/db3kd/labels.py, `datasets` for common/datasets/__init__.py."""
-    return ".".join(path.relative_to(COMMON).with_suffix("").parts).removesuffix(".__init__").removesuffix("__init__")
-
-
-def imports_of(path, rooms):
-    """The modules of common that a file of common imports, by dotted name."""
-    package = path.relative_to(COMMON).parent.parts
-    for node in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)):
-        if not node.level:
-            assert not {node.module.split(".")[0]} & {*SCRIPTS, *FEWSHOT, *TOOLS}, f"{path} imports a script"
-            continue
-        base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
-        yield from {f"{base}.{a.name}".strip(".") if f"{base}.{a.name}".strip(".") in rooms else base for a in node.names}
-
-
-def test_common_imports_no_script_the_core_no_system_and_nothing_in_a_circle():
-    paths = {dotted(p): p for p in COMMON.rglob("*.py")}
-    graph = {name: set(imports_of(p, paths)) - {name} for name, p in paths.items()}
-    for name, others in graph.items():
-        if name.split(".")[0] not in SYSTEMS:
-            assert not {o for o in others if o.split(".")[0] in SYSTEMS}, f"common/{name} is of the core and imports {others}"
-
-    def reach(room, seen=()):
-        assert room not in seen, f"a circle: {' -> '.join([*seen, room])}"
-        for other in graph.get(room, ()):
-            reach(other, (*seen, room))
-
-    for room in graph:
-        reach(room)
 
 
 def test_kd_asks_once_about_each_private_image_and_sees_no_label(script):

@@ -2,7 +2,6 @@
 
 import argparse
 import codecs
-import collections
 import hashlib
 import pathlib
 import pickle
@@ -29,8 +28,16 @@ from .utils import UsageError, holding, run_folder
 StateDict = dict[str, Tensor]
 NESTS = ("model", "state_dict", "net", "model_sd")  # keys under which checkpoints hold a state dict
 PREFIXES = ("module.student.", "module.")  # that wrappers and trainers put before every name
+
+
 # what else checkpoints of timm, RepDistiller and mdistiller hold: plain values, whose types run nothing when they are made
-HARMLESS = [argparse.Namespace, collections.defaultdict, collections.OrderedDict, set, pathlib.PosixPath, pathlib.PurePosixPath]
+def plain_dict(*factory: object) -> dict:
+    """Stands for defaultdict, which torch's reader cannot fill."""
+    return {}
+
+
+HARMLESS = [argparse.Namespace, (plain_dict, "collections.defaultdict"), pathlib.PosixPath, pathlib.PurePosixPath]
+HARMLESS += [list, dict, set, int, float, str]
 HARMLESS += [np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefdU"}]
 for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
     HARMLESS += [function, (function, f"numpy.core.multiarray.{function.__name__}")]  # the name before NumPy 2

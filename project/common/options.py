@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from .utils import UsageError
+from .utils import UsageError, run_name
 
 GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
 BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
@@ -253,3 +253,16 @@ def differences(args: RunOptions, then: dict[str, Any]) -> list[str]:
 def flags(**options: Any) -> list[str]:
     """The command line of these options; True is --NAME, False --no_NAME."""
     return [word for k, v in options.items() for word in ((f"--{k}" if v else f"--no_{k}",) if isinstance(v, bool) else (f"--{k}", str(v)))]
+
+
+# ---- names of a run
+
+
+def run_name_of(args: RunOptions) -> str:
+    """`run_name` of a run's options."""
+    return run_name(args.teacher, args.model, args.response, args.query_budget, args.tag)
+
+
+def dataset_tag(args: RunOptions) -> str:
+    """The name of a run's data: the data set, and the private one where it is another, `MNIST-USPS`."""
+    return "-".join(filter(None, (args.dataset, args.private)))

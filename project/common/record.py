@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ import torch.nn as nn
 import torchvision
 
 from .checkpoints import StateDict, identity, read, read_weights
-from .options import Base, differences, settings
-from .utils import Finished, RunError, UsageError, dataset_tag, read_json, run_folder, run_name_of, save, save_json, save_text, say
+from .options import Base, dataset_tag, differences, run_name_of, settings
+from .utils import Finished, RunError, UsageError, read_json, run_folder, save, save_json, save_text, say
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 
@@ -135,7 +139,7 @@ class Record:
                 self.board.add_scalar(name, value, row["epoch"])
 
     @property
-    def board(self):  # a SummaryWriter
+    def board(self) -> "SummaryWriter":
         """TensorBoard's writer, opened at its first use; points after the saved epoch are cut off."""
         if not hasattr(self, "_board"):
             from torch.utils.tensorboard import SummaryWriter  # slow to import

@@ -9,7 +9,9 @@ import math
 import shlex
 import statistics
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .blackbox import KINDS
 from .datasets import spec_of
@@ -17,12 +19,18 @@ from .models import canonical
 from .pictures import pyplot, save_figure
 from .significance import holm, paired, seeds_needed
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Cells = dict[tuple[str, str, int], Any]  # {(pair, row's name, seed): Task}
+Row = dict[str, str]  # {column: text}
+Differences = dict[str, tuple[float, tuple[float, float], float, int]]  # {row's name: (mean, interval, p, seeds)}
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEVEL = 0.05  # of the tests that make a row bold
 MARKS = "os^Dv<>PhX*"  # eleven, where colours are ten: their pairs repeat late
 
 
-def published(paper):
+def published(paper: str) -> dict[tuple[str, str, str, str], float]:
     """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
     with open(ROOT / "tables" / "published.csv", newline="") as f:
         mine = [r for r in csv.DictReader(f) if r["paper"] == paper]
@@ -32,11 +40,12 @@ def published(paper):
 # ---- cells
 
 
-def mean(values, digits=2):
+def mean(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, as a cell shows it."""
     return f"{statistics.mean(values):,.{digits}f}"
 
 
-def spread(values, digits=2):
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
     """`mean ± standard deviation`, the latter from two values on; `-` for none."""
     values = [v for v in values if v is not None]
     if len(values) < 2:
@@ -44,7 +53,7 @@ def spread(values, digits=2):
     return f"{mean(values, digits)} ± {statistics.stdev(values):.{digits}f}"
 
 
-def sent(results):
+def sent(results: list[dict]) -> str:
     """What left the device, in words: `259 private + 1,500 mixed`; nothing for a teacher that is looked into."""
     if not any(r.get("bytes") for r in results):
         return "none"
@@ -52,17 +61,18 @@ def sent(results):
     return " + ".join(f"{v:,.0f} {kind}" for kind, v in means.items() if v) or "-"
 
 
-def tasks_of(cells, pair, name):
+def tasks_of(cells: Cells, pair: str, name: str) -> dict:
+    """{seed: Task} of a row."""
     return {seed: task for (p, n, seed), task in cells.items() if (p, n) == (pair, name)}
 
 
-def accuracies(cells, pair, name):
+def accuracies(cells: Cells, pair: str, name: str) -> dict[int, float]:
     """{seed: accuracy} of the runs that there are."""
     results = {seed: t.result for seed, t in tasks_of(cells, pair, name).items() if t.result}
     return {seed: r["accuracy"] for seed, r in results.items() if "accuracy" in r}
 
 
-def compare(cells, pair, names, against):
+def compare(cells: Cells, pair: str, names: Sequence[str], against: str) -> Differences:
     """{name: (mean difference to `against`, interval, p by Holm, seeds)} of the rows that have two seeds in common with it."""
     base, found = accuracies(cells, pair, against), {}
     for name in names:
@@ -73,18 +83,17 @@ def compare(cells, pair, names, against):
     return {name: (d, interval, p, n) for (name, (d, interval, _, n)), p in zip(found.items(), corrected, strict=True)}
 
 
-def warning(differences):
+def warning(differences: Differences) -> str:
     """A line where the seeds are too few for any difference to reach the level, empty otherwise."""
     if not differences:
         return ""
     seeds, wanted = min(n for *_, n in differences.values()), seeds_needed(len(differences), LEVEL)
     if seeds >= wanted:
         return ""
-    short = f"{seeds} seeds cannot tell: with {len(differences)} comparisons the smallest p that Holm's correction leaves"
-    return f"{short} is {min(1, len(differences) * 2 / 2**seeds):.2g}; {LEVEL:.0%} takes {wanted} seeds (--seeds {wanted})."
+    return f"{seeds} seeds are too few to test at {100 * LEVEL:g} % ({len(differences)} comparisons, Holm): use --seeds {wanted}."
 
 
-def rows_of(table, cells, pair, against):
+def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Row], Differences]:
     """(a list of {column: text} for one pair in the file's order, the differences that `compare` gives)."""
     paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
     teacher, student = (canonical(n.strip()) for n in pair.split("->"))
@@ -127,12 +136,12 @@ def rows_of(table, cells, pair, against):
     return rows, differences
 
 
-def needs_of(task):
+def needs_of(task: object) -> str:
     """The least response that a row's method needs, `-` where no teacher is asked."""
     return (task.args.teacher and task.args.NEEDS if task.args else task.result.get("needs", "")) or "-"
 
 
-def copied(cells, pair):
+def copied(cells: Cells, pair: str) -> list[str]:
     """A line for each row that made synthetic images: how near they come to private ones."""
     lines = []
     for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
@@ -147,12 +156,12 @@ def copied(cells, pair):
 # ---- budgets
 
 
-def labelled(name, budget):
+def labelled(name: str, budget: int) -> str:
     """The key in `cells` of a row's runs with a query budget, 0 for none."""
     return f"{name} @{budget}" if budget else name
 
 
-def curves(table, cells, pair):
+def curves(table: dict, cells: Cells, pair: str) -> dict[str, dict[int, list[float]]]:
     """{row's name: {budget: [accuracies]}}; the budget is 0 for a row that asks nothing."""
     there = {n for p, n, _ in cells if p == pair}
     names = [row["name"] for row in table["rows"]]
@@ -160,7 +169,8 @@ def curves(table, cells, pair):
     return {n: {b: list(accuracies(cells, pair, key).values()) for b, key in keys.items()} for n, keys in by_budget.items()}
 
 
-def budget_rows(table, cells, pair):
+def budget_rows(table: dict, cells: Cells, pair: str) -> list[Row]:
+    """Rows of accuracies, a column for each query budget."""
     rows = []
     for name, curve in curves(table, cells, pair).items():
         row = {"method": name}
@@ -172,7 +182,8 @@ def budget_rows(table, cells, pair):
 # ---- texts
 
 
-def columns_of(rows):
+def columns_of(rows: list[Row]) -> list[str]:
+    """The columns in which any row has a value, in the order of a table."""
     order = dict.fromkeys(c for row in rows for c in row)
     tail = [
         c
@@ -183,7 +194,7 @@ def columns_of(rows):
     return [c for c in ordered if any(r.get(c, "-") != "-" for r in rows)]
 
 
-def markdown(rows):
+def markdown(rows: list[Row]) -> str:
     """A Markdown table with its columns aligned, so that it reads in a terminal too."""
     columns = columns_of(rows)
     heads = ["accuracy (last), %" if c == "accuracy" else c for c in columns]
@@ -197,7 +208,8 @@ def markdown(rows):
     return "\n".join(lines)
 
 
-def latex(rows, caption):
+def latex(rows: list[Row], caption: str) -> str:
+    """A LaTeX tabular; the caption stands in a comment."""
     special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"})
     columns = columns_of(rows)
 
@@ -211,7 +223,7 @@ def latex(rows, caption):
     return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
 
 
-def settings_of_rows(cells):
+def settings_of_rows(cells: Cells) -> list[str]:
     """One line a row of the table, with the options that its runs were given."""
     hidden = {"dataset", "teacher", "model", "seed", "query_budget", "data_dir", "checkpoints_dir", "logs_dir"}
     given = {n.partition(" @")[0]: {k: v for k, v in t.options.items() if k not in hidden} for (_, n, _), t in cells.items()}
@@ -219,7 +231,7 @@ def settings_of_rows(cells):
     return [f"- {name}: {said or 'the defaults of its script'}" for name, said in words.items()]
 
 
-def measured(cells):
+def measured(cells: Cells) -> str:
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
     keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries".split()
     keys += [
@@ -255,7 +267,7 @@ def measured(cells):
 # ---- pictures
 
 
-def picture(table, cells, path):
+def picture(table: dict, cells: Cells, path: Path) -> None:
     """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
     plt = pyplot()
 
@@ -271,7 +283,8 @@ def picture(table, cells, path):
     save_figure(fig, path, dpi=150)
 
 
-def draw_points(ax, table, cells, pair):
+def draw_points(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
+    """A point for each row at its queries, with the range over seeds; a line for a row that asks nothing."""
     ax.set_xlabel("queries (with the generator's; points stand a little aside of each other)")
     for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
         results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and "accuracy" in t.result]
@@ -288,7 +301,8 @@ def draw_points(ax, table, cells, pair):
             ax.axhline(middle, ls=("--", ":", "-.")[i % 3], lw=1.2, **style | {"label": f"{name}: no queries"})
 
 
-def draw_curves(ax, table, cells, pair):
+def draw_curves(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
+    """A line for each row over the query budgets, with a band over seeds."""
     ax.set(xlabel="answers (queries allowed, with the generator's)", xscale="log")
     for i, (name, curve) in enumerate(curves(table, cells, pair).items()):
         style = {"color": f"C{i % 10}"}

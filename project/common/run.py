@@ -22,11 +22,11 @@ from .datasets.images import split
 from .measures import copying, infer, percent, quality
 from .models import MODELS, build, canonical
 from .models.base import Classifier
-from .options import Base, parse
+from .options import Base, dataset_tag, parse
 from .purchases import Columns, Purchases, Transfer, resident
 from .record import Record, peak_mb
 from .training import Stop, Training, command_of, milestones
-from .utils import UsageError, dataset_tag, say
+from .utils import UsageError, say
 
 
 def start(Args: type[Base], argv: list[str] | None = None) -> "Run":

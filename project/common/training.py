@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from types import FrameType
 
 import torch
 import torch.nn as nn
@@ -70,7 +71,8 @@ class Stop:
         with suppress(ValueError):  # not in the main thread
             self.former = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(self, number: int, frame) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -120,16 +120,6 @@ def run_name(teacher: str = "", model: str = "", response: str = "soft", query_b
     return "-".join([nets, *filter(None, apart)])
 
 
-def run_name_of(args) -> str:
-    """`run_name` of a run's options."""
-    return run_name(args.teacher, args.model, args.response, args.query_budget, args.tag)
-
-
-def dataset_tag(args) -> str:
-    """The name of a run's data: the data set, and the private one where it is another, `MNIST-USPS`."""
-    return "-".join(filter(None, (args.dataset, args.private)))
-
-
 def safe(name: str) -> str:
     """A folder's name from a data set's or model's: `torchvision:resnet18` -> `torchvision-resnet18`."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-")

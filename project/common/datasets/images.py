@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, rgb_to_grayscale
 
-from ..augment import auto, crop_flip, resized_crop
+from ..augment import auto_augment, crop_flip, resized_crop
 from ..utils import UsageError, exact
 from .stream import Stream
 
@@ -61,7 +61,7 @@ class Data:
         if augment in ("resized_crop", "auto"):
             with exact(x):
                 x = resized_crop(x if x.is_floating_point() else x / 255)
-                x = auto(x) if augment == "auto" else x
+                x = auto_augment(x) if augment == "auto" else x
         elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
