@@ -1,14 +1,18 @@
-"""How near the boundary is found, by queries: DB3KD.py's ways of looking for it, and what a query costs beside a bare forward pass.
+"""distances: measures how close to the optimum DB3KD.py's searches find the decision boundary, and the cost of a query.
 
-    python benchmarks/distances.py                                    digits rendered from a font, made here: no download
-    python benchmarks/distances.py --dataset MNIST --data_dir data    real ones
+    python benchmarks/distances.py                                    digits rendered from a font: no download
+    python benchmarks/distances.py --dataset MNIST --data_dir data    real digits
     python benchmarks/distances.py --images 40 --budgets 100,300,1000,4000 --only surrogate
 
-A LeNet-5 teacher is trained on 28 x 28 pixels (14 epochs), then images are drawn and each pair of an image and another class is looked
-at. A row: mean distance of all pairs at each budget, as known by then, over the nearest that descent through the teacher's own gradients
-found (the optimum, which no label-only method can see), mean queries taken at the largest budget, teacher calls, seconds a million
-queries, and that over the same passes of the bare net. `signopt` is the paper's algorithm with its errors mended. Queries of priors
-(a label for each image; the bank's pilots) are shared by all pairs and stand apart.
+A LeNet-5 teacher is trained on 28 x 28 pixels (14 epochs). The searches then measure all pairs of a random image and another class.
+The optimum is the nearest point that gradient descent through the teacher finds, which no label-only method can see. A row prints:
+
+    the mean distance over all pairs at each budget, and its ratio to the optimum
+    the mean number of queries per pair, the number of calls of the teacher, and the queries per call
+    seconds per million queries, and their ratio to the same forward passes of the bare network
+    the queries made before the search: a class for each image, and the pilots of --basis bank, which all pairs share
+
+The row `signopt` is the paper's algorithm without the errors of its code.
 """
 
 import argparse
@@ -17,21 +21,25 @@ import io
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import DB3KD
 import teacher
 
 from common import datasets
-from common.db3kd.labels import Measure, budgets_of
-from common.db3kd.priors import crossing
+from common.db3kd.labels import BoundaryDistances, budgets_of
+from common.db3kd.priors import adversarial_points
+from common.db3kd.search import Search
 from common.options import flags
-from common.run import start
+from common.run import Run, start
 
 ROWS = {
     "signopt, all pixels (the paper's)": {"algorithm": "signopt", "basis": "full"},
@@ -43,8 +51,8 @@ ROWS = {
 }
 
 
-def rendered(n, seed):
-    """n digits (n, 1, 28, 28) uint8 and their classes: a font, its size, place, slant, turn, weight and blur at random."""
+def rendered(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns n digits (n, 1, 28, 28), uint8, and their classes (n,), with random size, position, slant, rotation, weight and blur."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % 10)
     x = np.zeros((n, 28, 28), np.uint8)
@@ -56,12 +64,12 @@ def rendered(n, seed):
         image = image.transform((56, 56), Image.Transform.AFFINE, (1, slant, -28 * slant, 0, 1, 0), Image.Resampling.BILINEAR)
         image = image.rotate(rng.uniform(-18, 18), Image.Resampling.BILINEAR).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.5)))
         x[i] = image.resize((28, 28), Image.Resampling.BILINEAR)
-    x[x < 13] = 0  # most of the page is blank, as in MNIST
+    x[x < 13] = 0  # most pixels are exactly 0, as in MNIST
     return torch.as_tensor(x)[:, None], torch.as_tensor(y)
 
 
-def timed(f, device):
-    """(what f() gives, seconds)"""
+def timed(f: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """Returns the result of f() and its time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -71,39 +79,48 @@ def timed(f, device):
     return value, time.perf_counter() - began
 
 
-def begin(shared, name, options, budgets, lamda):
-    """A DB3KD run with its answers bought, up to where distances are measured: (run, Measure)."""
+def prepared_run(shared: dict[str, Any], name: str, options: dict[str, Any], budgets: str, lamda: float) -> tuple[Run, BoundaryDistances]:
+    """Returns a DB3KD.py run whose classes are bought, and its BoundaryDistances."""
     given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": budgets, "lamda": lamda}
     with contextlib.redirect_stdout(io.StringIO()):
         run = start(DB3KD.Args, flags(**shared, **given, **options, tag="".join(c for c in name if c.isalnum())))
-        return run, Measure(run, run.buy(run.random_plan(len(run.queryable))), budgets_of(run.args)[0])
+        return run, BoundaryDistances(run, run.buy(run.random_plan(len(run.queryable))), budgets_of(run.args)[0])
 
 
-def bare(run, size):
-    """Seconds of a million images through the bare net, `size` at a time (the call in which a median image is sent), the median of five."""
-    ready = torch.randn(size, *run.data.shape, device=run.device)
+def bare(run: Run, size: int) -> float:
+    """Returns the seconds per million images of the bare network at batch size `size`: the median of five measurements."""
+    x = torch.randn(size, *run.data.shape, device=run.device)
     with torch.no_grad():
-        run.teacher.net(ready)
-        return 1e6 / (10 * size) * sorted(timed(lambda: [run.teacher.net(ready) for _ in range(10)], run.device)[1] for _ in range(5))[2]
+        run.teacher.net(x)
+        seconds = [timed(lambda: [run.teacher.net(x) for _ in range(10)], run.device)[1] for _ in range(5)]
+        return 1e6 / (10 * size) * sorted(seconds)[2]
 
 
-def optimum_of(run, x, search, p):
-    """Mean distance of the nearest points that descent through the teacher finds."""
+def optimum_of(run: Run, x: Tensor, search: Search, p: Tensor) -> float:
+    """Returns the mean distance over the pairs p (P,) to the nearest points that gradient descent through the teacher finds."""
     net, images = run.teacher.net, x[search.image[p]]
-    ends = crossing(lambda z: net((z - run.data.mean) / run.data.std), images, search.target[p], search.near[p].view_as(images), 300)
+    ends = adversarial_points(
+        lambda z: net((z - run.data.mean) / run.data.std), images, search.target[p], search.near[p].view_as(images), 300
+    )
     return (ends - images).flatten(1).norm(dim=1).mean().item()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="rendered")
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--lamda", type=float, default=1.0, help="share of the images that are there as neighbours")
-    parser.add_argument("--teacher_epochs", type=int, default=14)
-    parser.add_argument("--images", type=int, default=20, help="whose distances are measured")
-    parser.add_argument("--budgets", default="100,300,1000,4000")
-    parser.add_argument("--only", default="", help="rows whose name begins so")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dataset", default="rendered", help="data set: rendered (digits from a font), or a name of docs/running.md (default: rendered)"
+    )
+    parser.add_argument("--data_dir", default="data", help="folder of the data sets (default: data)")
+    parser.add_argument(
+        "--lamda", type=float, default=1.0, help="fraction of the training set that is searched for end points of rays (default: 1)"
+    )
+    parser.add_argument("--teacher_epochs", type=int, default=14, help="number of epochs of the teacher (default: 14)")
+    parser.add_argument("--images", type=int, default=20, help="number of images whose distances are measured (default: 20)")
+    parser.add_argument(
+        "--budgets", default="100,300,1000,4000", help="numbers of queries per pair, with commas (default: 100,300,1000,4000)"
+    )
+    parser.add_argument("--only", default="", help="first letters of the rows that are measured (default: all rows)")
+    parser.add_argument("--device", default="auto", help="device: auto (a GPU if there is one), cpu, cuda or cuda:1 (default: auto)")
     args = parser.parse_args()
     datasets.DATASETS["rendered"] = datasets.Spec(10, 1, 28, lambda _, train: rendered(6000, 0) if train else rendered(1000, 1), "nothing")
     with tempfile.TemporaryDirectory() as home:
@@ -117,23 +134,21 @@ def main():
         for name, options in ROWS.items():
             if not name.startswith(args.only):
                 continue
-            run, measure = begin(shared, name, options, args.budgets, args.lamda)
+            run, measure = prepared_run(shared, name, options, args.budgets, args.lamda)
             rows = torch.randperm(len(measure.bank), generator=torch.Generator().manual_seed(1))[: args.images].to(run.device)
             x, s, before, calls, api = measure.bank[rows], measure.classes[rows], run.teacher.counts["queries"], [], run.teacher.api
             run.teacher.api = lambda z, api=api, calls=calls: (calls.append(len(z)), api(z))[1]
-            search, took = timed(lambda m=measure, x=x, s=s, rows=rows: m.solve(x, s, rows, m.budgets), run.device)
-            asked, p = run.teacher.counts["queries"] - before, (search.r < float("inf")).nonzero()[:, 0]
-            assert asked == search.count.sum()
+            search, seconds = timed(lambda m=measure, x=x, s=s, rows=rows: m.solve(x, s, rows, m.budgets), run.device)
+            queries, p = run.teacher.counts["queries"] - before, (search.r < float("inf")).nonzero()[:, 0]
+            assert queries == search.count.sum()
             if optimum is None:
                 optimum = optimum_of(run, x, search, p)
-                print(f"{len(p)} pairs, distance of the optimum {optimum:.3f}; budgets {args.budgets}")
+                print(f"{len(p)} pairs, mean distance of the optimum {optimum:.3f}; mean distances at budgets {args.budgets}:")
             means = "  ".join(f"{v:.3f} ({v / optimum:.3f})" for v in search.curve[p].mean(0).tolist())
-            ratio = 1e6 * took / asked / bare(run, int(np.median(np.repeat(calls, calls))))
-            queries = f"{asked / len(p):5.0f} queries, {len(calls):,} calls of {asked / len(calls):,.0f}"
-            print(
-                f"{name:34} {means}  {queries}, {1e6 * took / asked:.1f} s a million, {ratio:.2f} of the bare net; before: {before:,}",
-                flush=True,
-            )
+            ratio = 1e6 * seconds / queries / bare(run, int(np.median(np.repeat(calls, calls))))
+            cost = f"{queries / len(p):5.0f} queries per pair, {len(calls):,} calls of {queries / len(calls):,.0f} queries"
+            speed = f"{1e6 * seconds / queries:.1f} s per million, {ratio:.2f} times the bare network"
+            print(f"{name:34} {means}  {cost}, {speed}; queries before the search: {before:,}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""What is timed, and against what: each method's epoch against the floor of its own arithmetic, in one process.
+"""speed: times the methods of MEKD's table against the bare arithmetic that they cannot avoid, in one process.
 
     python benchmarks/speed.py [--device cuda] [--images 6000] [--steps 16] [--rounds 3] [--pairs 2000] [--only KD]
 
-MNIST's shape (1 x 32 x 32), ResNet32 -> ResNet8, batch 128, all of it what the scripts do by default. Each row is the median of
-the rounds' ratios; the two sides of a round are timed in turn, so that a busy machine weighs on both.
+Images of MNIST's shape (1 x 32 x 32), ResNet32 to ResNet8, batch size 128, the scripts' default options. A row prints the median time of
+the script, that of the bare arithmetic, and the median of the rounds' ratios. Both sides are timed in turn in each round, so that other
+jobs on the machine slow down both.
 
-  KD ... DB3KD   an epoch on bought answers, with log and states, against forward, backward and SGD step of the same student on floats
-                 that already lie on the device (AL: and its critic's; AM: on mixes, each made at its step)
-  usual way      KD's epoch as research code has it: torchvision's data set, PIL transforms, a DataLoader, the teacher asked and the
-                 loss read at every step; against the same floor
-  DAFL, MEKD     a step against the passes that such a step cannot do without; MEKD with fresh noise, and with answers bought once
-  AM scoring     --pairs pairs x 11 weights (the paper: 500,000), made and scored, against the student's bare passes on as many images
-  DB3KD labels   boundary distances of 600 images: queries, and how many a call of the teacher serves on average
+    KD ... DB3KD      an epoch on bought responses with log and states; bare: forward pass, backward pass and SGD step of the same student
+                      on prepared data (AL: also those of the critic; AM: on mixes that are made at each step)
+    the usual way     an epoch of KD in usual research code: torchvision data set, PIL transforms, DataLoader; the teacher is queried and
+                      the loss is read at every step; bare: as for KD
+    DAFL, MEKD        a step; bare: the passes of the networks in it; MEKD with new images at every step, and with images bought once
+    AM scoring        scoring of --pairs pairs x 11 weights (paper: 500,000 pairs); bare: forward passes of the student on as many images
+    DB3KD labels      boundary distances of 600 images: number of queries, and queries per call of the teacher
 """
 
 import argparse
@@ -21,12 +22,16 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import AL
@@ -43,32 +48,33 @@ from common import datasets
 from common.blackbox import BlackBox
 from common.db3kd.boundary import nearest_of_class
 from common.db3kd.search import Search
+from common.devices import peak_mb
 from common.gan import Generator
 from common.losses import kl
 from common.models import build
 from common.options import flags
-from common.record import peak_mb
 from common.utils import run_folder, save
 
 SHAPE, CLASSES, BATCH = (1, 32, 32), 10, 128
 
 
-def made_up(n):
-    """A reader of noise images: n to train on, 16 to evaluate."""
+def noise_reader(n: int) -> Callable[[Path, bool], tuple[Tensor, Tensor]]:
+    """Returns a data set reader of noise images: n training images and 16 test images."""
     g = torch.Generator().manual_seed(0)
     x, y = torch.randint(0, 256, (n, 1, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % CLASSES
     return lambda folder, train: (x, y) if train else (x[:16], y[:16])
 
 
-def epoch_of(script, home, device, **options):
-    """Seconds of a script's epoch, after one to warm up."""
+def script_epoch(script: ModuleType, home: str, device: torch.device, **options) -> float:
+    """Returns the median time in seconds of an epoch of a script."""
     shared = {"dataset": "noise", "teacher": "ResNet32", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
     places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device.type}
     with contextlib.redirect_stdout(io.StringIO()):
         return script.main(flags(**shared | places | options))["epoch_seconds"]
 
 
-def timed(f, device):
+def timed(f: Callable[[], object], device: torch.device) -> float:
+    """Returns the time of f() in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -78,20 +84,22 @@ def timed(f, device):
     return time.perf_counter() - began
 
 
-def reset_peak(device):
+def reset_peak(device: torch.device) -> None:
+    """Resets the peak memory that `peak_mb` reads."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the most memory held begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of this process
 
 
-def net_of(name, device):
+def net_of(name: str, device: torch.device) -> nn.Module:
+    """Returns a new network of this name for images of SHAPE and CLASSES classes."""
     return build(name, CLASSES, SHAPE, device).to(memory_format=torch.channels_last)
 
 
-def trainer(net, device):
-    """step(loss): backward and one step of SGD, as the scripts have it."""
+def trainer(net: nn.Module) -> Callable[[Tensor], None]:
+    """Returns step(loss): a backward pass and a step of SGD, with the optimizer of the scripts."""
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
 
     def step(loss):
@@ -102,9 +110,10 @@ def trainer(net, device):
     return step
 
 
-def bare_kd(x, t, device, critic=None):
+def bare_kd(x: Tensor, t: Tensor, device: torch.device, critic: nn.Module | None = None) -> Callable[[], None]:
+    """Returns a function that runs an epoch of KD (with a critic: of AL) on images x (N, C, H, W) and responses t (N, K)."""
     student = net_of("ResNet8", device)
-    step, batches = trainer(student, device), [*zip(x.split(BATCH), t.split(BATCH), strict=True)]
+    step, batches = trainer(student), [*zip(x.split(BATCH), t.split(BATCH), strict=True)]
     adam = torch.optim.Adam(critic.parameters(), 1e-2) if critic else None
 
     def epoch():
@@ -120,18 +129,19 @@ def bare_kd(x, t, device, critic=None):
     return epoch
 
 
-def usual_kd(images, teacher, device):
+def usual_kd(images: Tensor, teacher: nn.Module, device: torch.device) -> Callable[[], None]:
+    """Returns a function that runs an epoch of KD in usual research code, on uint8 images (N, 1, H, W)."""
     parts = [torchvision.transforms.Resize(32), torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(0.5, 0.5)]
     student, transform = net_of("ResNet8", device), torchvision.transforms.Compose(parts)
 
-    class Files(torch.utils.data.Dataset):
+    class ImageDataset(torch.utils.data.Dataset):
         def __len__(self):
             return len(images)
 
         def __getitem__(self, i):
             return transform(Image.fromarray(images[i, 0].numpy()))
 
-    step, loader = trainer(student, device), torch.utils.data.DataLoader(Files(), BATCH, shuffle=True, num_workers=2)
+    step, loader = trainer(student), torch.utils.data.DataLoader(ImageDataset(), BATCH, shuffle=True, num_workers=2)
 
     def epoch():
         for x in loader:
@@ -145,9 +155,10 @@ def usual_kd(images, teacher, device):
     return epoch
 
 
-def bare_mekd(G, teacher, device, steps, fresh):
+def bare_mekd(G: nn.Module, teacher: nn.Module, device: torch.device, steps: int, fresh: bool) -> Callable[[], None]:
+    """Returns a function that runs `steps` steps of MEKD. fresh: new images and responses at every step."""
     student, z = net_of("ResNet8", device), torch.randn(BATCH, CLASSES, device=device)
-    step = trainer(student, device)
+    step = trainer(student)
 
     @torch.no_grad()
     def make():
@@ -155,20 +166,21 @@ def bare_mekd(G, teacher, device, steps, fresh):
         t = teacher(x)
         return x, t, G(t / 5)
 
-    ready = make()
+    prepared = make()
 
     def epoch():
         for _ in range(steps):
-            x, t, image = make() if fresh else ready
+            x, t, image = make() if fresh else prepared
             s = student(x)
             step((G(s / 5) - image).abs().mean() + kl(s, t, 5.0))
 
     return epoch
 
 
-def bare_dafl(G, teacher, device, steps):
+def bare_dafl(G: nn.Module, teacher: nn.Module, device: torch.device, steps: int) -> Callable[[], None]:
+    """Returns a function that runs `steps` steps of DAFL's generator and student."""
     student, z = net_of("ResNet8", device), torch.randn(BATCH, G.latent, device=device)
-    step, adam = trainer(student, device), torch.optim.Adam(G.parameters(), 1e-3)
+    step, adam = trainer(student), torch.optim.Adam(G.parameters(), 1e-3)
 
     def epoch():
         for _ in range(steps):
@@ -181,26 +193,27 @@ def bare_dafl(G, teacher, device, steps):
     return epoch
 
 
-def am_scoring(x, data, pairs, device):
-    """(ours, floor): the scoring of pairs x 11 weights, and the student's passes on images that lie ready."""
+def am_scoring(x: Tensor, data: datasets.Data, pairs: int, device: torch.device) -> tuple[Callable[[], float], Callable[[], None]]:
+    """Returns the timed scoring of `pairs` pairs x 11 weights, and the bare forward passes on as many prepared images."""
     student, weights = net_of("ResNet8", device).eval(), torch.arange(0.3, 0.72, 0.04, device=device)
     index = AM.draw_pairs(len(x), pairs, torch.Generator().manual_seed(0)).to(device)
     batch = (4096 if x.is_cuda else 512) // len(weights) * len(weights)
-    ready = data.view(x.repeat(batch // len(x) + 1, 1, 1, 1)[:batch])
+    prepared = data.view(x.repeat(batch // len(x) + 1, 1, 1, 1)[:batch])
 
     @torch.no_grad()
-    def floor():
-        for _ in range(len(index) * len(weights) // len(ready)):
-            student(ready).amax(1)
+    def bare():
+        for _ in range(len(index) * len(weights) // len(prepared)):
+            student(prepared).amax(1)
 
-    per_image = len(index) * len(weights) / (len(index) * len(weights) // len(ready) * len(ready))
-    return lambda: timed(lambda: AM.least_sure(student, data.view, x, index, weights), device) / per_image, floor
+    size_ratio = len(index) * len(weights) / (len(index) * len(weights) // len(prepared) * len(prepared))
+    return lambda: timed(lambda: AM.least_confident(student, data.view, x, index, weights), device) / size_ratio, bare
 
 
-def db3kd_labels(x, teacher, device, n=600):
+def db3kd_labels(x: Tensor, teacher: nn.Module, device: torch.device, n: int = 600) -> None:
+    """Prints the number of queries and calls for the boundary distances of n of the uint8 images x (N, C, H, W)."""
     teacher, calls, bank = BlackBox(teacher, "logits"), [], x[: 4 * n].float() / 255
     logits = teacher(bank * 2 - 1)
-    mean, std = logits.mean(0), logits.std(0)  # an untrained net says one class of all images, but for this
+    mean, std = logits.mean(0), logits.std(0)  # standardised logits: an untrained network would assign all images to one class
 
     def label(images):
         calls.append(len(images))
@@ -212,36 +225,38 @@ def db3kd_labels(x, teacher, device, n=600):
     rays = [v.flatten(0, 1) for v in nearest_of_class(bank[:n], classes[:n], bank, classes, CLASSES, 8)]
     search = Search(bank[:n], classes[:n], label, CLASSES)
     search.start(bank, *rays)
-    search.rays(bank, *rays)
-    asked, took = teacher.counts["queries"] - before, time.perf_counter() - began
+    search.bisect_rays(bank, *rays)
+    queries, seconds = teacher.counts["queries"] - before, time.perf_counter() - began
     print(
-        f"DB3KD labels of {n} images: {asked:,} queries in {len(calls)} calls, {asked / len(calls):,.0f} a call; {took:.1f} s", flush=True
+        f"DB3KD labels of {n} images: {queries:,} queries in {len(calls)} calls ({queries / len(calls):,.0f} per call), {seconds:.1f} s",
+        flush=True,
     )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=16, help="of MEKD and DAFL in an epoch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=2000, help="that AM scores; the paper has 500,000")
-    parser.add_argument("--only", default="", help="rows whose name begins so")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="device: cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--images", type=int, default=6000, help="number of training images (default: 6000)")
+    parser.add_argument("--steps", type=int, default=16, help="number of steps per epoch of MEKD and DAFL (default: 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
+    parser.add_argument("--pairs", type=int, default=2000, help="number of image pairs that AM scores (default: 2000; paper: 500,000)")
+    parser.add_argument("--only", default="", help="first letters of the rows that are measured (default: all rows)")
     args = parser.parse_args()
     device, n = torch.device(args.device), args.steps
-    datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 1, 32, made_up(args.images), "nothing")
+    datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 1, 32, noise_reader(args.images), "nothing")
     data = datasets.load("noise", device=device)
     x, t = data.view(data.train.x), torch.randn(args.images, CLASSES, device=device)
     teacher = net_of("ResNet32", device).eval().requires_grad_(False)
     G = Generator(CLASSES, SHAPE).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     print(f"{args.images} images, {n} steps, {args.rounds} rounds, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
-    def compare(name, ours, floor, unit=1):
+    def compare(name, script_time, bare, unit=1):  # script_time() returns seconds; bare() runs the bare arithmetic; unit: steps in it
         if not name.startswith(args.only):
             return
-        floor()  # to warm up
+        bare()  # warm-up
         reset_peak(device)
-        rounds = [(ours(), timed(floor, device)) for _ in range(args.rounds)]
+        rounds = [(script_time(), timed(bare, device)) for _ in range(args.rounds)]
         a, b = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
         ratio = statistics.median(x / y for x, y in rounds)
         print(f"{name:60} {a:10,.1f} ms {b:10,.1f} ms   {ratio:.2f}   peak {peak_mb(device):,} MiB", flush=True)
@@ -254,19 +269,17 @@ def main():
         methods[AM] = {"first": args.images - 3 * 10, "queries": 10, "pairs": 100, "batch_size": BATCH, "epochs": 10}
         for script, options in methods.items():
             critic = AL.make_critic(CLASSES).to(device) if script is AL else None
-            floor = bare_kd(x, t, device, critic)
-            name = f"{script.__name__} epoch / bare student on ready floats"
-            compare(name, lambda script=script, o=options: epoch_of(script, home, device, **o), floor)
+            name = f"{script.__name__} epoch / bare student on prepared data"
+            compare(name, lambda script=script, o=options: script_epoch(script, home, device, **o), bare_kd(x, t, device, critic))
         usual = usual_kd(data.train.x.cpu(), teacher, device)
-        compare("the usual way / bare student on ready floats", lambda: timed(usual, device), bare_kd(x, t, device))
+        compare("the usual way / bare student on prepared data", lambda: timed(usual, device), bare_kd(x, t, device))
         bare = bare_dafl(Generator(100, SHAPE).to(device, memory_format=torch.channels_last), teacher, device, n)
         options = {"steps": n, "batch_size": BATCH, "response": "inside"}
-        compare("DAFL step / bare passes", lambda: epoch_of(DAFL, home, device, **options), bare, n)
-        for name, options in (("fresh noise", {}), ("bought once", {"queries": BATCH * n})):
+        compare("DAFL step / bare passes", lambda: script_epoch(DAFL, home, device, **options), bare, n)
+        for name, options in (("new images", {}), ("bought once", {"queries": BATCH * n})):
             bare = bare_mekd(G, teacher, device, n, fresh=not options)
-            compare(f"MEKD step, {name} / bare passes", lambda o=options: epoch_of(MEKD, home, device, steps=n, **o), bare, n)
-    ours, floor = am_scoring(data.train.x, data, args.pairs, device)
-    compare(f"AM scoring of {args.pairs:,} pairs x 11 / bare passes", ours, floor)
+            compare(f"MEKD step, {name} / bare passes", lambda o=options: script_epoch(MEKD, home, device, steps=n, **o), bare, n)
+    compare(f"AM scoring of {args.pairs:,} pairs x 11 / bare passes", *am_scoring(data.train.x, data, args.pairs, device))
     if "DB3KD labels".startswith(args.only):
         db3kd_labels(data.train.x, teacher, device)
 

@@ -1,18 +1,23 @@
-"""convergence: how the syntheses of data-free runs come along, and their students: anew against reuse, one net against two.
+"""convergence: compares the syntheses of finished AEAHL.py runs, and the accuracies of their students.
 
     python figures/convergence.py anew=logs/AEAHL/Digits/ResNet20_to_ResNet8-inside/seed0 reuse=logs/AEAHL/.../seed0 --out logs/convergence
 
-Reads each run's synthesis.npy (all terms of all steps) and log.jsonl, writes OUT.png and OUT.json. Each synthesis has its first step, which
-tells how good the generator is to begin with, and its last. `area` is the mean of a term over the syntheses that all runs have; `reached`,
-the first synthesis whose batch-norm term is, at its last step, below --share of where the first run's second synthesis begins (a
-run's first has no statistics of the past in it, and is ten times as large).
-Differs: the released notebook stacks sums in which the adversarial term, which is made large, hides the others.
+It reads synthesis.npy (all terms of all steps) and log.jsonl of each run, and writes OUT.png and OUT.json. For each synthesis it shows
+the terms at the first step (how good the generator is at the start) and at the last step. Two numbers in OUT.json:
+
+    area       mean of a term at the last steps, over the syntheses that all runs have
+    reached    first synthesis whose batch-norm term at the last step is below --share times its value at the first step of the first
+               run's second synthesis (the first synthesis has no past statistics, and its term is ten times as large)
+
+Differs:
+  - Each term has its own plot (released notebook: a sum of all terms, in which the adversarial term, which is maximised, hides the others).
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,25 +26,33 @@ from common.options import Parser
 from common.pictures import pyplot, save_figure
 from common.utils import UsageError, cli, save_json
 
+Run = tuple[str, np.ndarray, list[tuple[int, float]]]  # name, terms (syntheses, steps) by name, (epoch, accuracy in percent)
 
-def read_run(word):
-    """(name, its terms (syntheses, steps), [(epoch, accuracy)]) of `NAME=FOLDER` or `FOLDER`."""
-    name, _, folder = word.rpartition("=")
+
+def read_run(argument: str) -> Run:
+    """Returns the run that `NAME=FOLDER` or `FOLDER` names. UsageError for a folder without the files of an AEAHL.py run."""
+    name, _, folder = argument.rpartition("=")
     folder = Path(folder)
     try:
         curves = np.load(folder / "synthesis.npy")
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     except FileNotFoundError as e:
-        raise UsageError(f"no {Path(e.filename).name} in {folder}; give the folder under logs/ of a finished AEAHL.py run") from None
+        raise UsageError(
+            f"no {Path(e.filename).name} in {folder}; give the log folder of a finished AEAHL.py run (logs/AEAHL/...)"
+        ) from None
     except (ValueError, EOFError) as e:
-        raise UsageError(f"{folder} holds a run's files of another kind ({e})") from None
+        raise UsageError(
+            f"{folder} has no valid synthesis.npy and log.jsonl ({e}); give the log folder of a finished AEAHL.py run"
+        ) from None
     if not curves.dtype.names or curves.ndim != 2:
-        raise UsageError(f"{folder}/synthesis.npy is of another kind: {curves.dtype} {curves.shape}")
+        raise UsageError(
+            f"{folder}/synthesis.npy is not from an AEAHL.py run ({curves.dtype} {curves.shape}); run AEAHL.py again with --overwrite"
+        )
     return name or folder.parent.name, curves, [(r["epoch"], r["accuracy"]) for r in rows if "accuracy" in r]
 
 
-def numbers(runs, share):
-    """{run: what its curves come to}, over the syntheses that all runs have."""
+def summarise(runs: list[Run], fraction: float) -> dict[str, Any]:
+    """Returns the content of OUT.json: for each run its terms over the syntheses that all runs have, `reached` and accuracies."""
     common = min(len(curves) for _, curves, _ in runs)
     found = {"syntheses compared": common, "runs": {}}
     start = None
@@ -47,41 +60,44 @@ def numbers(runs, share):
         row = {"syntheses": len(curves), "steps": curves.shape[1], "terms": {}}
         for term in curves.dtype.names:
             first, last = curves[term][:common, 0].astype(float), curves[term][:common, -1].astype(float)
-            row["terms"][term] = {"first": numbers_of(first), "last": numbers_of(last), "area": mean(last)}
+            row["terms"][term] = {"first": to_list(first), "last": to_list(last), "area": mean(last)}
         if "bn" in curves.dtype.names:
             start = start or float(curves["bn"][min(1, len(curves) - 1), 0])
-            below = np.flatnonzero(curves["bn"][1:, -1] < share * start)
+            below = np.flatnonzero(curves["bn"][1:, -1] < fraction * start)
             row["reached"] = int(below[0]) + 2 if len(below) else None
         row["accuracy"] = students
         found["runs"][name] = row
     return found
 
 
-def numbers_of(values):
+def to_list(values: np.ndarray) -> list[float | None]:
+    """Returns the values as a list for JSON, None for NaN."""
     return [None if np.isnan(v) else float(v) for v in values]
 
 
-def mean(values):
+def mean(values: np.ndarray) -> float | None:
+    """Returns the mean of the values that are not NaN, None if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else None
 
 
-def draw(runs, path):
+def draw(runs: list[Run], path: Path) -> None:
+    """Draws the batch-norm, class and adversarial terms by synthesis, and the students' accuracies by epoch."""
     plt = pyplot()
 
     terms = [t for t in ("bn", "oh", "adv") if any(t in c.dtype.names for _, c, _ in runs)]
     fig, axes = plt.subplots(1, len(terms) + 1, figsize=(4.2 * (len(terms) + 1), 3.8), squeeze=False, layout="constrained")
-    words = {"bn": "batch-norm term", "oh": "cross-entropy to the wanted class", "adv": "adversarial term"}
+    titles = {"bn": "batch-norm term", "oh": "cross-entropy to the target class", "adv": "adversarial term"}
     for ax, term in zip(axes[0], terms, strict=False):
         for i, (name, curves, _) in enumerate(runs):
             if term in curves.dtype.names:
                 n = np.arange(1, len(curves) + 1)
                 ax.plot(n, curves[term][:, 0], color=f"C{i}", ls=":", lw=1)
                 ax.plot(n, curves[term][:, -1], color=f"C{i}", label=name)
-        ax.set(xlabel="synthesis (dotted: its first step)", title=words[term])
+        ax.set(xlabel="synthesis (solid: last step, dotted: first step)", title=titles[term])
     for i, (name, _, students) in enumerate(runs):
         axes[0, -1].plot(*zip(*students, strict=True), color=f"C{i}", label=name, marker=".")
-    axes[0, -1].set(xlabel="epoch", title="student's accuracy, %")
+    axes[0, -1].set(xlabel="epoch", title="accuracy of the student, %")
     axes[0, -1].legend(frameon=False, fontsize=8)
     for ax in axes[0]:
         ax.grid(alpha=0.3)
@@ -90,21 +106,27 @@ def draw(runs, path):
 
 def main(argv=None):
     parser = Parser(prog="figures/convergence.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="folders under logs/ of finished AEAHL.py runs")
-    parser.add_argument("--share", type=float, default=0.8, help="of the first run's batch-norm term, to be reached (default: 0.8)")
-    parser.add_argument("--out", default="logs/convergence", help="(default: logs/convergence)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="NAME=FOLDER", help="name in the plot and log folder (logs/AEAHL/...) of each finished AEAHL.py run"
+    )
+    parser.add_argument(
+        "--share", type=float, default=0.8, help="threshold of `reached`: fraction of the first run's batch-norm term (default: 0.8)"
+    )
+    parser.add_argument("--out", default="logs/convergence", help="path of the written files without extension (default: logs/convergence)")
     args = parser.parse_args(argv)
-    runs = [read_run(word) for word in args.runs]
+    runs = [read_run(argument) for argument in args.runs]
     if len({name for name, *_ in runs}) < len(runs):
-        raise UsageError("two runs have one name; give NAME=FOLDER for each")
-    found = numbers(runs, args.share)
+        raise UsageError(f"two runs have the same name ({', '.join(name for name, *_ in runs)}); give NAME=FOLDER for each")
+    found = summarise(runs, args.share)
     for name, row in found["runs"].items():
         areas = "  ".join(f"{t} {v['area']:.4g}" for t, v in row["terms"].items() if v["area"] is not None)
         last = f"{row['accuracy'][-1][1]:.2f} %" if row["accuracy"] else "not evaluated"
-        print(f"{name}: {row['syntheses']} syntheses, mean of last steps {areas}, reached at {row.get('reached')}, student {last}")
+        print(
+            f"{name}: {row['syntheses']} syntheses, mean of last steps: {areas}, threshold reached at {row.get('reached')}, student {last}"
+        )
     draw(runs, Path(args.out).with_suffix(".png"))
     save_json(Path(args.out).with_suffix(".json"), found)
-    print(f"written: {args.out}.png .json")
+    print(f"written: {args.out}.png, .json")
     return found
 
 

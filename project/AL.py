@@ -1,11 +1,15 @@
-"""AL: adversarial learning. Beside softened probabilities, a critic tells the teacher's logits from the student's, who learns to pass.
+"""AL: trains the student with KD and against a critic that tells the teacher's logits from the student's (adversarial learning).
 Xu et al. 2018, https://arxiv.org/abs/1709.00513
 
     python project/AL.py --teacher ResNet32 --model ResNet8
 
-Differs: student and critic are on opposite sides (in MEKD's released code both descend the same loss). The critic sees centred logits,
-since probabilities tell them up to a constant of each row; it judges no classes, as in MEKD's table. Its layers are spectrally
-normalised: without, at Adam 1e-2, its slope and the student's logits run away (Digits, validation: 10 % against 96 %). No labels.
+Differs:
+  - The student sees no labels.
+  - Student and critic minimise opposite losses. In MEKD's released code both minimise the same loss.
+  - The critic sees centred logits, because probabilities determine logits only up to a constant per image.
+  - The critic predicts no classes, as in MEKD's table.
+  - The critic is spectrally normalised. Without it, at a learning rate of 1e-2 (Adam), the critic's slope and the student's logits
+    diverge, and the accuracy is 10 % instead of 96.3 % (Digits, validation, one seed).
 """
 
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -29,26 +34,29 @@ class Args(TransferOptions):
 
     temperature: float = opt(2.0, "temperature of the softened probabilities", alias="t", gt=0)
     w_kl: float = opt(0.5, "weight of the KL term", ge=0)
-    w_adv: float = opt(0.15, "weight of the student's adversarial term", ge=0)
+    w_adv: float = opt(0.15, "weight of the adversarial term of the student's loss", ge=0)
     lr_critic: float = opt(1e-2, "learning rate of the critic (Adam)", gt=0)
     kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
     )
 
 
-def make_critic(classes):
-    """Logits (B, K) -> logit (B, 1) of being the teacher's."""
+def make_critic(classes: int) -> nn.Module:
+    """Returns a critic that maps logits (B, K) of `classes` classes to the logit (B, 1) that they are the teacher's."""
     first, second, last = (spectral_norm(nn.Linear(*sizes)) for sizes in ((classes, 512), (512, 256), (256, 1)))
     return nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), last)
 
 
-def adversarial(critic, s, t):
-    """(student's term, critic's term), non-saturating; the first has no gradient in the critic, the second none in the student."""
+def adversarial(critic: nn.Module, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the student's and the critic's loss term (non-saturating) for the logits s of the student and t of the teacher, (B, K) each.
+
+    The student's term has no gradient in the critic. The critic's term has no gradient in the student.
+    """
     s, t = centred(s), centred(t)  # (B, K)
     frozen = {name: p.detach() for name, p in critic.named_parameters()}
-    pass_as_teacher = F.softplus(-functional_call(critic, frozen, (s,))).mean()  # -log C(s)
-    tell_apart = F.softplus(-critic(t)).mean() + F.softplus(critic(s.detach())).mean()  # -log C(t) - log(1 - C(s))
-    return pass_as_teacher, tell_apart
+    student_term = F.softplus(-functional_call(critic, frozen, (s,))).mean()  # -log C(s)
+    critic_term = F.softplus(-critic(t)).mean() + F.softplus(critic(s.detach())).mean()  # -log C(t) - log(1 - C(s))
+    return student_term, critic_term
 
 
 def main(argv=None):
@@ -56,10 +64,11 @@ def main(argv=None):
     args = run.args
     critic = make_critic(run.data.classes).to(run.device)
 
-    def loss(x, t):  # t: the teacher's answers (B, K)
+    def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         s = run.student(x)  # (B, K)
-        adv, apart = adversarial(critic, s, t)
-        return {"kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale), "adv": args.w_adv * adv, "critic": apart}
+        student_term, critic_term = adversarial(critic, s, t)
+        kl_term = kl(s, t, args.temperature, args.kl_scale)
+        return {"kl": args.w_kl * kl_term, "adv": args.w_adv * student_term, "critic": critic_term}
 
     run.fit(run.asked(), loss, [torch.optim.Adam(critic.parameters(), args.lr_critic)], critic=critic)
     return run.finish()

@@ -1,17 +1,24 @@
-"""AM: active mixup. The student itself says about which mixes of two private images it is least sure; the teacher is asked about those.
+"""AM: trains the student on mixes of two private images that it is least confident about (active mixup).
 Wang et al. 2020, https://arxiv.org/abs/2003.13960
 
     python project/AM.py --teacher ResNet32 --model ResNet8
 
-Differs: all pairs and weights are scored in batches on the device (released: a NumPy loop). A pair is asked about once. The fall of the
-learning rate between rounds is the schedule's, so that --epochs scales the whole. With --query_budget the first purchase is half of it.
-From hard answers the target is the class; the mass that topk:k answers keep back is spread over the other classes.
+Differs:
+  - All pairs and mixing weights are scored in batches on the device (released: a NumPy loop).
+  - No pair is bought twice.
+  - --milestones sets both the ends of the rounds and the drops of the learning rate, so that --epochs scales the whole run.
+  - With --query_budget the first purchase takes half of the budget.
+  - With hard responses the target is the teacher's class.
+  - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from common.losses import probabilities
 from common.options import TransferOptions, opt
@@ -19,27 +26,27 @@ from common.run import start
 from common.training import milestones
 from common.utils import cli
 
-WEIGHTS = 0.3, 0.72, 0.04  # of a pair's first image: 0.30, 0.34, ... 0.70
+WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in a mix: 0.30, 0.34, ... 0.70
 
 
 @dataclass
 class Args(TransferOptions):
-    epochs: int = opt(200, "number of epochs of all rounds together")
+    epochs: int = opt(200, "total number of epochs")
     batch_size: int = 1000
     lr: float = 0.01
     milestones: str = opt(
-        "0.4,0.7,0.9", "epochs at which a round ends (answers are bought, the learning rate falls), or fractions of --epochs"
+        "0.4,0.7,0.9", "epochs after which mixed images are bought and the learning rate drops, or fractions of --epochs, with commas"
     )
-    first: int = opt(5000, "number of private images asked about before the rounds", ge=2)
-    queries: int = opt(10000, "number of mixed images asked about in each round", ge=0)
-    pairs: int = opt(500000, "number of image pairs from which the mixed images of a round are chosen", ge=1)
+    first: int = opt(5000, "number of private images bought at the start", ge=2)
+    queries: int = opt(10000, "number of mixed images bought at each milestone", ge=0)
+    pairs: int = opt(500000, "number of random image pairs among which the mixed images of a milestone are selected", ge=1)
 
 
-def draw_pairs(n, m, g):
-    """m pairs (m, 2), i < j, of n images, each pair at most once; all pairs where there are fewer."""
+def draw_pairs(n: int, m: int, g: torch.Generator) -> Tensor:
+    """Returns m distinct random pairs (m, 2) of indices i < j below n, or all pairs if there are fewer than m."""
     if n * (n - 1) // 2 <= 4 * m:
-        every = torch.triu_indices(n, n, 1).T  # (n (n - 1) / 2, 2)
-        return every[torch.randperm(len(every), generator=g)[:m]]
+        all_pairs = torch.triu_indices(n, n, 1).T  # (n (n - 1) / 2, 2)
+        return all_pairs[torch.randperm(len(all_pairs), generator=g)[:m]]
     a, b = (torch.randint(n, (2 * m,), generator=g) for _ in range(2))
     key = (torch.minimum(a, b) * n + torch.maximum(a, b))[a != b].unique()
     key = key[torch.randperm(len(key), generator=g)[:m]]
@@ -47,9 +54,15 @@ def draw_pairs(n, m, g):
 
 
 @torch.no_grad()
-def least_sure(net, view, x, pairs, weights, size=0):
-    """For each pair (P, 2) of images x (uint8): the net's lowest top log-probability over mixes by `weights` (W,), and that weight."""
-    found, size = [], size or (4096 if x.is_cuda else 512)  # mixes a pass; more would overflow a CPU's caches
+def least_confident(
+    net: nn.Module, view: Callable[[Tensor], Tensor], x: Tensor, pairs: Tensor, weights: Tensor, size: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Returns the lowest top log-probability (P,) over the mixes of each pair, and the weight (P,) of that mix.
+
+    net: a classifier in evaluation mode. view: maps uint8 images to the net's input. x: images (N, C, H, W), uint8. pairs: indices (P, 2).
+    weights: mixing weights (W,) of a pair's first image. size: mixes per forward pass; 0: 4096 on a GPU, 512 on a CPU (its caches).
+    """
+    found, size = [], size or (4096 if x.is_cuda else 512)
     for i in pairs.split(max(1, size // len(weights))):
         a, b = view(x[i.flatten()]).unflatten(0, (-1, 2)).unbind(1)  # (p, C, H, W) each
         mixes = torch.lerp(b[:, None], a[:, None], weights.view(1, -1, 1, 1, 1)).flatten(0, 1)  # (p W, C, H, W)
@@ -60,32 +73,32 @@ def least_sure(net, view, x, pairs, weights, size=0):
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, marks = run.args, run.resident(run.queryable), [*sorted(milestones(run.args)), run.args.epochs]
+    args, images, round_ends = run.args, run.resident(run.queryable), [*sorted(milestones(run.args)), run.args.epochs]
     weights = torch.arange(*WEIGHTS, device=run.device)
-    first, each = min(args.first, len(images)), args.queries
+    n_first, n_mixes = min(args.first, len(images)), args.queries
     if args.query_budget:
-        left = run.purchases.clip_to_budget(args.query_budget)
-        first = min(first, max(2, left // 2))
-        each = min(each, (left if args.transfer else left - first) // max(1, len(marks) - 1))
+        remaining = run.purchases.clip_to_budget(args.query_budget)
+        n_first = min(n_first, max(2, remaining // 2))
+        n_mixes = min(n_mixes, (remaining if args.transfer else remaining - n_first) // max(1, len(round_ends) - 1))
 
-    def uncertain(g):  # the mixes of a round
-        known = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
-        tried, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)
-        pairs = draw_pairs(len(images), tried + len(known), g)
-        new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), known @ torch.tensor([n, 1]))  # asked about before: not again
-        pairs = pairs[new][:tried]
-        score, weight = least_sure(run.student.eval(), run.data.view, images.x, pairs.to(run.device), weights)
-        chosen = score.topk(min(each, len(score)), largest=False).indices.cpu()
+    def plan_mixes(g):  # the purchase at a milestone: the mixes that the student is least confident about
+        bought_pairs = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
+        n_pairs, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)
+        pairs = draw_pairs(len(images), n_pairs + len(bought_pairs), g)
+        is_new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), bought_pairs @ torch.tensor([n, 1]))
+        pairs = pairs[is_new][:n_pairs]
+        score, weight = least_confident(run.student.eval(), run.data.view, images.x, pairs.to(run.device), weights)
+        chosen = score.topk(min(n_mixes, len(score)), largest=False).indices.cpu()
         return {"index": images.index[pairs[chosen]], "weight": weight.cpu()[chosen]}
 
-    def loss(x, t):  # t: the teacher's answers (B, K)
+    def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         return {"ce": F.cross_entropy(run.student(x), probabilities(t, run.teacher.hard))}
 
-    bought = run.buy(run.random_plan(first))
-    for until in marks:
+    bought = run.buy(run.random_plan(n_first))
+    for until in round_ends:
         run.fit(run.batches(bought), loss, until=until)
-        if until < args.epochs and each:
-            bought = run.buy(uncertain)
+        if until < args.epochs and n_mixes:
+            bought = run.buy(plan_mixes)
     return run.finish()
 
 

@@ -1,8 +1,10 @@
-"""CE: the student alone, on its private share with labels; the floor of the table.
+"""CE: trains the student alone, on the labels of the private images (baseline).
 
     python project/CE.py --dataset MNIST --model ResNet8
 
-Differs: it sees labels, which no black-box method may; a method below this row is not worth its queries.
+Differs:
+  - It sees the labels of the private images, which no black-box method does.
+  - A black-box method below this row of a table is not worth its queries.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ class Args(Base):
 def main(argv=None):
     run = start(Args, argv)
 
-    def loss(x, y):
+    def loss(x, y):  # x: images (B, C, H, W), y: labels (B,)
         return {"ce": F.cross_entropy(run.student(x), y)}
 
     run.fit(run.images(run.private.y), loss)

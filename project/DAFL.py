@@ -1,12 +1,14 @@
-"""DAFL: data-free learning. A generator is trained through the teacher to make images that it is sure of; the student learns on them.
+"""DAFL: trains a generator through the teacher, and the student on the generated images (data-free learning).
 Chen et al. 2019, https://arxiv.org/abs/1904.01186
 
     python project/DAFL.py --teacher ResNet32 --model ResNet8 --response inside
 
-The one white-box method of the table: it takes gradients and features of the teacher, and sends nothing.
+This is the only white-box method of MEKD's table. It uses gradients and features of the teacher, and sends no image.
 
-Differs: student and generator step from one batch. The paper's generator learning rate is 1e-3 to 0.2 by data set, the student's
-Adam 2e-3 on MNIST and SGD 0.1 elsewhere: here 1e-3 and SGD 0.1 by default, all of them options.
+Differs:
+  - Student and generator take their steps on the same batch.
+  - The default learning rate of the generator is 1e-3 (paper: 1e-3 to 0.2, by data set).
+  - The default optimizer of the student is SGD at 0.1 (paper: Adam at 2e-3 on MNIST, SGD at 0.1 elsewhere).
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ from common.options import StudentOptions, opt
 from common.run import start
 from common.utils import cli
 
-SURE, EVEN, ACT = 1.0, 5.0, 0.1  # the paper's weights: teacher's cross-entropy to its own class, negative entropy, features' size
+# weights of the generator's terms, as in the paper: cross-entropy of the teacher to its own top class, negative entropy of the mean
+# class probabilities, size of the teacher's features
+W_ONE_HOT, W_ENTROPY, W_ACTIVATION = 1.0, 5.0, 0.1
 
 
 @dataclass
@@ -33,8 +37,8 @@ class Args(StudentOptions):
 
     response: str = "inside"
     batch_size: int = opt(512, ge=2)
-    steps: int = opt(120, "number of steps in an epoch", ge=1)
-    latent: int = opt(100, "width of the generator's noise", ge=1)
+    steps: int = opt(120, "number of steps per epoch", ge=1)
+    latent: int = opt(100, "dimension of the generator's input noise", ge=1)
     lr_g: float = opt(1e-3, "learning rate of the generator (Adam)", gt=0)
 
 
@@ -44,13 +48,13 @@ def main(argv=None):
     G = Generator(args.latent, run.data.shape)
     G = nn.Sequential(G, nn.BatchNorm2d(run.data.shape[0], affine=False)).to(run.device, memory_format=torch.channels_last)
 
-    def loss(z):
+    def loss(z):  # noise (B, latent)
         x = G(z)  # (B, C, H, W)
         t, feature = run.teacher.inside(x)  # (B, K), (B, F)
         return {
-            "sure": SURE * F.cross_entropy(t, t.argmax(1)),
-            "even": EVEN * balance(t),
-            "act": -ACT * feature.abs().mean(),
+            "sure": W_ONE_HOT * F.cross_entropy(t, t.argmax(1)),
+            "even": W_ENTROPY * balance(t),
+            "act": -W_ACTIVATION * feature.abs().mean(),
             "kl": kl(run.student(x.detach()), t.detach()),
         }
 

@@ -1,12 +1,16 @@
-"""DCGAN: MEKD's first step, deprivatization. A generator learns the private images, so that only synthetic ones leave the device.
-Radford et al. 2016, https://arxiv.org/abs/1511.06434, with the teacher's responses: Ma et al. 2024, https://arxiv.org/abs/2205.10490
+"""DCGAN: trains a generator on the private images, so that only synthetic images are sent to the teacher (MEKD, step 1).
+Radford et al. 2016, https://arxiv.org/abs/1511.06434; with the teacher's responses: Ma et al. 2024, https://arxiv.org/abs/2205.10490
 
     python project/DCGAN.py --teacher ResNet32
 
-Differs: the discriminator judges real and generated images as one batch, since batch norm hides from it what sets two batches apart
-(Digits: a student of the images reaches 50 % apart, 96 % together), and without dropout (the paper: 0.25; MNIST at 16 pixels: it stays
-at chance, MEKD reaches 88 %; without: 98 %). The information term weighs by the top probability (the released code: by the class's
-index, broadcast to B x B). Batch norm's eps is 1e-5 (released: 0.8). From hard answers every weight is 1.
+Differs:
+  - The discriminator judges real and generated images in one batch, because batch norm hides differences between separate batches.
+    Students of the generators then reach 96 % instead of 27 to 50 % (Digits, validation, one seed).
+  - The discriminator has no dropout (paper: 0.25). With dropout at a learning rate of 2e-4 it stays at chance level and MEKD reaches
+    87.78 %. Without dropout at 5e-4, MEKD reaches 98.44 % (MNIST at 16 pixels, test, seed 0).
+  - The information term weights an image by the teacher's top probability (released: by the index of the class, broadcast to B x B).
+  - The generator's batch norm has eps 1e-5 (released: 0.8).
+  - With hard responses every weight is 1.
 """
 
 from dataclasses import dataclass
@@ -25,10 +29,10 @@ from common.utils import autocast, cli
 class Args(TeacherOptions):
     epochs: int = 200
     batch_size: int = 64
-    lr: float = opt(2e-4, "learning rate of both nets (Adam, beta1 0.5)")
-    alpha: float = opt(0.5, "weight of the information term", ge=0)
-    dropout: float = opt(0.0, "dropout rate of the discriminator's channels", ge=0, lt=1)
-    eval_every: int = opt(20, "number of epochs between sample pictures")
+    lr: float = opt(2e-4, "learning rate of generator and discriminator (Adam, beta1 0.5)")
+    alpha: float = opt(0.5, "weight of the information term (the teacher's confidence in the synthetic images); 0: no queries", ge=0)
+    dropout: float = opt(0.0, "fraction of the discriminator's channels that is dropped", ge=0, lt=1)
+    eval_every: int = opt(20, "number of epochs between pictures of synthetic images")
 
 
 def main(argv=None):
@@ -37,18 +41,18 @@ def main(argv=None):
     G = Generator(K, run.data.shape).to(run.device, memory_format=torch.channels_last)
     D = Discriminator(run.data.shape, args.dropout).to(run.device, memory_format=torch.channels_last)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
-    asks = args.alpha > 0 and not teacher.hard
-    teacher.afford(args.epochs * len(run.private) * asks)
-    shown = torch.randn(1000, K, device=run.device)
+    needs_queries = args.alpha > 0 and not teacher.hard
+    teacher.afford(args.epochs * len(run.private) * needs_queries)
+    sample_noise = torch.randn(1000, K, device=run.device)
 
     @torch.no_grad()
     def samples():
         G.eval()
-        x = torch.cat([G(z) for z in shown.split(250)])  # (1000, C, H, W)
+        x = torch.cat([G(z) for z in sample_noise.split(250)])  # (1000, C, H, W)
         G.train()
         return x
 
-    def look():  # the samples, and how the teacher sees them
+    def evaluate():  # saves a picture of samples; logs the teacher's mean top probability and class frequencies on them
         x = samples()
         grid = make_grid(x[:100], 10, normalize=True, value_range=(-1, 1))
         save_image(grid, run.record.logs / f"samples_{run.epoch:04}.png")
@@ -56,23 +60,23 @@ def main(argv=None):
         p = teacher.audit(x).exp()  # (1000, K)
         return {"top": p.amax(1).mean().item(), "classes": (p.argmax(1).bincount(minlength=K) / len(p)).tolist()}
 
-    def sureness(x):  # the teacher's top probability, (B, 1)
-        if not asks:
+    def confidence(x):  # the teacher's top probability, (B, 1)
+        if not needs_queries:
             return torch.ones(len(x), 1, device=x.device)
         return teacher(x, "synthetic").softmax(1).amax(1, keepdim=True)
 
-    for _ in run.epochs(look, generator=G, discriminator=D, opt_g=opt_g, opt_d=opt_d):
+    for _ in run.epochs(evaluate, generator=G, discriminator=D, opt_g=opt_g, opt_d=opt_d):
         for (x,) in run.training.steps(run.images()):
             with autocast(run.device, args.amp):
                 fake = G(torch.randn(len(x), K, device=x.device))
-                of_x, of_fake = D(torch.cat([x, fake.detach()])).chunk(2)  # (B, 1) each
-                d = F.softplus(-of_x).mean() + F.softplus(of_fake).mean()  # -log D(x) - log(1 - D(G(z)))
+                real, generated = D(torch.cat([x, fake.detach()])).chunk(2)  # (B, 1) each
+                d = F.softplus(-real).mean() + F.softplus(generated).mean()  # -log D(x) - log(1 - D(G(z)))
             opt_d.zero_grad()
             d.backward()
             opt_d.step()
             with autocast(run.device, args.amp):
-                surprise = F.softplus(-D(torch.cat([x, fake]))[len(x) :])  # -log D(G(z)), (B, 1)
-                g, im = surprise.mean(), args.alpha * (sureness(fake.detach()) * surprise).mean()
+                g_each = F.softplus(-D(torch.cat([x, fake]))[len(x) :])  # -log D(G(z)), (B, 1)
+                g, im = g_each.mean(), args.alpha * (confidence(fake.detach()) * g_each).mean()
             opt_g.zero_grad()
             (g + im).backward(inputs=list(G.parameters()))
             opt_g.step()

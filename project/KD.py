@@ -1,11 +1,14 @@
-"""KD: the student matches the teacher's softened class probabilities on its private images.
+"""KD: trains the student to match the teacher's softened class probabilities on the private images.
 Hinton et al. 2015, https://arxiv.org/abs/1503.02531
 
     python project/KD.py --teacher ResNet32 --model ResNet8
 
-Differs: no labels, as all black-box rows. The KL term has the source's factor t^2; `--kl_scale t` is MEKD's released code.
-Images that no augmentation changes are asked about once, not at every step. From hard answers: cross-entropy on the teacher's classes.
-From topk:k answers the mass that the API keeps back is spread evenly over the other classes.
+Differs:
+  - The student sees no labels, as in all black-box methods.
+  - The KL term has the factor temperature squared, as in the paper. MEKD's released code has the factor temperature (--kl_scale t).
+  - Without augmentation the teacher classifies each image once, not at every step.
+  - With hard responses the loss is the cross-entropy to the teacher's class.
+  - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from common.utils import cli
 class Args(TransferOptions):
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
     kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, MEKD's released code), or 1"
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
     )
 
 
@@ -29,7 +32,7 @@ def main(argv=None):
     run = start(Args, argv)
     args, student = run.args, run.student
 
-    def loss(x, t):  # t: the teacher's answers (B, K)
+    def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         return {"kl": kl(student(x), t, args.temperature, args.kl_scale, run.teacher.hard)}
 
     run.fit(run.asked(), loss)

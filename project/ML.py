@@ -1,9 +1,11 @@
-"""ML: mimic learning. The student matches the teacher's logits in the L2 sense.
+"""ML: trains the student to match the teacher's logits with squared error (mimic learning).
 Ba & Caruana 2014, https://arxiv.org/abs/1312.6184
 
     python project/ML.py --teacher ResNet32 --model ResNet8
 
-Differs: both sides' logits are centred, since probabilities tell them up to a constant of each row; no labels.
+Differs:
+  - The student sees no labels.
+  - The logits of both sides are centred, because probabilities determine logits only up to a constant per image.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ class Args(TransferOptions):
 def main(argv=None):
     run = start(Args, argv)
 
-    def loss(x, t):  # t: the teacher's answers (B, K)
+    def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         return {"mse": F.mse_loss(centred(run.student(x)), centred(t))}
 
     run.fit(run.asked(), loss)

@@ -1,19 +1,21 @@
-"""robustness: how far test images lie from a model's decision boundary, any other class; for each class a row and a histogram.
-The untargeted distance of Wang 2021, https://arxiv.org/abs/2106.03310; the model is asked for classes only.
+"""robustness: measures the distances from test images to a model's decision boundary, and prints their statistics per class.
+The untargeted distance of Wang 2021, https://arxiv.org/abs/2106.03310. The model returns classes only.
 
     python project/robustness.py --dataset MNIST --img_size 28 --teacher LeNet5
     python project/robustness.py --teacher ResNet8 --teacher_path checkpoints/KD/MNIST/ResNet32_to_ResNet8/seed0/student.pt
 
-Differs: rays go to the nearest training images of other classes (released: to random points), and every query is counted. A distance is
-an upper bound, with a point just before it on the same ray that still is of the image's class.
+Differs:
+  - Rays go to the nearest training images of other classes (released: to random points).
+  - Every query is counted.
+  - A distance is an upper bound. A point just before it on the same ray still has the class of the image.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from common.db3kd.boundary import nearest_of_class, others
-from common.db3kd.labels import ALGORITHMS, labeller, stages_of, words_of
+from common.db3kd.boundary import nearest_of_class, nearest_other_class
+from common.db3kd.labels import ALGORITHMS, parse_basis, search_stages, teacher_classifier
 from common.db3kd.search import Search
 from common.measures import histograms
 from common.options import TeacherOptions, opt
@@ -24,44 +26,45 @@ from common.utils import cli, say
 @dataclass
 class Args(TeacherOptions):
     response: str = "hard"
-    samples: int = opt(500, "number of test images", ge=1)
-    budget: int = opt(1000, "number of queries for each image", ge=200)
-    neighbours: int = opt(5000, "number of training images among which the ends of the rays are looked for", ge=1)
-    candidates: int = opt(8, "number of rays", ge=1)
-    algorithm: ALGORITHMS = opt("arc", "algorithm that follows the boundary: arc, signopt (the paper's), hsja (HopSkipJump)")
+    samples: int = opt(500, "number of test images whose distance is measured", ge=1)
+    budget: int = opt(1000, "maximum number of queries per image", ge=200)
+    neighbours: int = opt(5000, "number of training images that are searched for end points of the rays", ge=1)
+    candidates: int = opt(8, "number of rays per image", ge=1)
+    algorithm: ALGORITHMS = opt("arc", "search algorithm that follows the boundary: arc, signopt (the paper's) or hsja (HopSkipJump)")
     basis: str = opt(
-        "dct", "bases of the search directions in turn, joined by +: dct:K (K x K cosines), full (all pixels), dct (three sizes)"
+        "dct",
+        "bases of the search directions, one after the other, joined by +: dct:K (K x K cosines), full (all pixels), dct (three sizes)",
     )
 
-    def validate(self):
+    def validate(self) -> None:
         super().validate()
-        words_of(self)
+        parse_basis(self)
 
 
 def main(argv=None):
     run = start(Args, argv)
-    args, K, label = run.args, run.data.classes, labeller(run, "synthetic")
-    stages, _ = stages_of(args, run.data.shape, run.device)
+    args, K, label = run.args, run.data.classes, teacher_classifier(run, "synthetic")
+    stages, _ = search_stages(args, run.data.shape, run.device)
 
-    def pixels(images, n):
+    def draw_pixels(images, n):  # n random images (n, C, H, W) in [0, 1], and their rows
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:n]
         return images.subset(rows).x.float() / 255, rows
 
     def measure():
-        x, rows = pixels(run.resident(run.test), 2 if args.dry_run else args.samples)
-        bank, _ = pixels(run.resident(run.data.train), args.neighbours)
+        x, rows = draw_pixels(run.resident(run.test), 2 if args.dry_run else args.samples)
+        bank, _ = draw_pixels(run.resident(run.data.train), args.neighbours)
         run.teacher.afford(len(bank) + len(x) * (args.budget + 1))
         s, classes = label(x), label(bank)
-        rays = others(*nearest_of_class(x, s, bank, classes, K, args.candidates))
+        rays = nearest_other_class(*nearest_of_class(x, s, bank, classes, K, args.candidates))
         search = Search(x, s, label, 0, rows.to(run.device), [args.budget])
         search.start(bank, *rays)
-        search.rays(bank, *rays)
+        search.bisect_rays(bank, *rays)
         search.minimise(stages, args.seed)
         return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
 
     found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure).items()}
     right = found["right"].double()
-    say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; Euclidean distances of pixel values in [0, 1]")
+    say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; distances are Euclidean, of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")
     table = {}
     for k in ["all", *range(K)]:

@@ -1,8 +1,9 @@
-"""teacher: a classifier trained on labels, for the other scripts to ask.
+"""teacher: trains a classifier on labels, as a teacher for the other scripts.
 
     python project/teacher.py --dataset MNIST --model ResNet32
 
-Differs: nothing of the method. As in the tables it trains on all training images (--lamda 1).
+Differs:
+  - The method is plain cross-entropy. The default is the whole training set (--lamda 1), as in the papers' tables.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from common.utils import cli
 @dataclass
 class Args(Base):
     ALIASES: ClassVar = {"epochs": ("epoch",), "weight_decay": ("wd",), "milestones": ("lr_decay_milestones",)}
-    ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}  # of AEAHL-RG's code
+    ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}  # option names of AEAHL-RG's code
 
     model: str = opt("ResNet32", "architecture: a model of the list below")
     lamda: float = 1.0
@@ -27,7 +28,7 @@ class Args(Base):
 def main(argv=None):
     run = start(Args, argv)
 
-    def loss(x, y):
+    def loss(x, y):  # x: images (B, C, H, W), y: labels (B,)
         return {"ce": F.cross_entropy(run.student(x), y)}
 
     run.fit(run.images(run.private.y), loss)

@@ -1,17 +1,21 @@
-"""Augmentation of whole batches on the device: each image has its own crop, its own operations, and there is no loop over images.
+"""Augmentation of whole batches on the device, without a loop over images. Each image gets its own crop and its own operations.
 
-Images are floats (B, C, H, W) in [0, 1] here; a uint8 image's values are kept to within rounding.
+Images are floats (B, C, H, W) in [0, 1].
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 
-def crop_flip(x, pad, flip, which):
-    """View number `which` (B,) of each image: shifted by up to `pad` pixels (black comes in), mirrored where that and `flip` say so.
+def crop_flip(x: Tensor, pad: int, flip: bool, which: Tensor) -> Tensor:
+    """Returns view number `which` (B,) of each image x (B, C, H, W): shifted by up to `pad` pixels, filled with black, maybe mirrored.
 
-    The number's digits: row shift, column shift (2 pad + 1 each), mirrored. One gather for the batch; a float x keeps its gradient.
+    The view number encodes row shift, column shift (2 pad + 1 values each) and, with `flip`, whether the image is mirrored.
+    x is float or uint8; gradients flow through a float x.
     """
     (b, _, h, w), n = x.shape, 2 * pad + 1
     which = which[:, None]
@@ -23,30 +27,43 @@ def crop_flip(x, pad, flip, which):
     return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
-def boxes(n, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), tries=10, device="cpu"):
-    """(top, left, height, width) of n random crops, integers (4, n), as torchvision's RandomResizedCrop draws them for a square image:
-    the area evenly from `scale`, the aspect evenly in its logarithm; the first of `tries` that fits, else the whole image."""
+def random_boxes(
+    n: int,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    tries: int = 10,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Returns n random crops of images of `size` x `size` as integers (4, n): top, left, height, width.
+
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale` (a fraction of the image), logarithm of the
+    aspect ratio uniform in the logarithm of `ratio`. The first of `tries` draws that fits is used, or else the whole image.
+    """
     area = size**2 * torch.empty(tries, n, device=device).uniform_(*scale)
     aspect = torch.empty(tries, n, device=device).uniform_(*torch.tensor(ratio).log().tolist()).exp()
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (w > 0) & (w <= size) & (h > 0) & (h <= size)
-    first = fits.to(torch.uint8).argmax(0, keepdim=True)  # 0 where none does
+    first = fits.to(torch.uint8).argmax(0, keepdim=True)  # 0 if none fits
     w, h = (torch.where(fits.any(0), v.gather(0, first)[0], float(size)) for v in (w, h))
     top, left = (((size - v + 1) * torch.rand(n, device=device)).floor() for v in (h, w))
     return torch.stack([top, left, h, w]).long()
 
 
-def cubic(d):
-    """Keys' kernel with a = -1/2, PIL's bicubic."""
+def cubic(d: Tensor) -> Tensor:
+    """Returns Keys' interpolation kernel with a = -1/2 at distances d in pixels, as PIL's bicubic filter."""
     d = d.abs()
     return torch.where(d <= 1, (1.5 * d - 2.5) * d**2 + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2) * (d < 2)
 
 
-def resampling(start, length, size, smooth):
-    """Matrices (B, size, size) that stretch `length` pixels from `start` (B,) over all: bilinear, bicubic where `smooth` (B,) says so."""
+def resampling(start: Tensor, length: Tensor, size: int, smooth: Tensor) -> Tensor:
+    """Returns matrices (B, size, size) that resample `length` (B,) pixels from `start` (B,) on to `size` pixels.
+
+    smooth: bool (B,), bicubic instead of bilinear interpolation.
+    """
     index = torch.arange(size, device=start.device, dtype=torch.float)
     start, length = start[:, None].float(), length[:, None].float()
-    centres = (index + 0.5) * length / size - 0.5 + start  # (B, size), where each new pixel lies
+    centres = (index + 0.5) * length / size - 0.5 + start  # (B, size), position of each new pixel in the old image
     d = centres[:, :, None] - index  # (B, size, size)
     weight = torch.where(smooth[:, None, None], cubic(d), (1 - d.abs()).clamp_min(0))
     inside = (index >= start) & (index < start + length)  # (B, size)
@@ -54,13 +71,14 @@ def resampling(start, length, size, smooth):
     return weight / weight.sum(2, keepdim=True)
 
 
-def resized_crop(x, box=None, mirrored=None, smooth=None):
-    """Images x (B, C, H, H), each cropped to its box (4, B) and stretched to H x H, mirrored where `mirrored` (B,); all drawn by default.
+def resized_crop(x: Tensor, box: Tensor | None = None, mirrored: Tensor | None = None, smooth: Tensor | None = None) -> Tensor:
+    """Returns the images x (B, C, H, H), each cropped to its box, resized to H x H and maybe mirrored.
 
-    smooth: bicubic instead of bilinear (B,), drawn evenly by default as timm's «random» interpolation.
+    box: integers (4, B) as from `random_boxes`. mirrored, smooth: bool (B,); smooth: bicubic instead of bilinear interpolation.
+    An argument that is not given is drawn at random; smooth and mirrored then have probability 1/2 (as timm's "random" interpolation).
     """
     (b, _, size, _), device = x.shape, x.device
-    box = boxes(b, size, device=device) if box is None else box
+    box = random_boxes(b, size, device=device) if box is None else box
     mirrored = torch.rand(b, device=device) < 0.5 if mirrored is None else mirrored
     smooth = torch.rand(b, device=device) < 0.5 if smooth is None else smooth
     rows, columns = resampling(box[0], box[2], size, smooth), resampling(box[1], box[3], size, smooth)
@@ -68,7 +86,7 @@ def resized_crop(x, box=None, mirrored=None, smooth=None):
     return (rows[:, None] @ x @ columns[:, None].transpose(2, 3)).clamp(0, 1)
 
 
-# ---- AutoAugment's policy of ImageNet, Cubuk et al. 2019, table 9: (operation, probability, level of 10), two in a row
+# ---- AutoAugment's policy for ImageNet, Cubuk et al. 2019, table 9: pairs of (operation, probability, level from 0 to 10)
 
 POLICY = """Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
 Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2|Rotate .2 3 Solarize .6 8
@@ -78,75 +96,84 @@ Color .4 0 Equalize .6 3|Equalize .4 7 Solarize .2 4|Solarize .6 5 AutoContrast 
 Color .6 4 Contrast 1 8|Equalize .8 8 Equalize .6 3"""
 POLICY = [words.split() for words in POLICY.replace("\n", "|").split("|")]
 OPERATIONS = sorted({policy[i] for policy in POLICY for i in (0, 3)})
-FILL = (129 / 255, 124 / 255, 112 / 255)  # what comes in from outside, where there are three channels
+FILL = (129 / 255, 124 / 255, 112 / 255)  # colour outside of the image, for three channels
 
 
-def warp(x, level, signs, make):
-    """x moved by the matrix of `make(±level)` (B, 2, 3), bilinear; outside is FILL."""
+def warp(x: Tensor, strength: Tensor, signs: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns x transformed by the affine matrices (B, 2, 3) that `matrix(strength * signs)` returns, bilinear, filled with FILL."""
     fill = torch.tensor(FILL if x.shape[1] == 3 else [sum(FILL) / 3] * x.shape[1], device=x.device).view(1, -1, 1, 1)
-    grid = F.affine_grid(make(level * signs), x.shape, align_corners=False)
+    grid = F.affine_grid(matrix(strength * signs), x.shape, align_corners=False)
     return F.grid_sample(x - fill, grid, align_corners=False) + fill
 
 
-def rotation(part):  # by up to 30 degrees
-    a = part * (torch.pi / 6)
+def rotation(strength: Tensor) -> Tensor:
+    """Returns rotation matrices (B, 2, 3) by strength (B,) times 30 degrees."""
+    a = strength * (torch.pi / 6)
     zero = torch.zeros_like(a)
     return torch.stack([torch.stack([a.cos(), -a.sin(), zero], 1), torch.stack([a.sin(), a.cos(), zero], 1)], 1)
 
 
-def shear(part):  # by up to 0.3; the upper edge stays
-    one, zero = torch.ones_like(part), torch.zeros_like(part)
-    return torch.stack([torch.stack([one, 0.3 * part, 0.3 * part], 1), torch.stack([zero, one, zero], 1)], 1)
+def shear(strength: Tensor) -> Tensor:
+    """Returns shear matrices (B, 2, 3) by strength (B,) times 0.3; the upper edge does not move."""
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return torch.stack([torch.stack([one, 0.3 * strength, 0.3 * strength], 1), torch.stack([zero, one, zero], 1)], 1)
 
 
-def blend(x, other, part):
-    """From `other` to x and beyond, by 0.1 + 1.8 part."""
-    return torch.lerp(other, x, (0.1 + 1.8 * part).view(-1, 1, 1, 1)).clamp(0, 1)
+def blend(x: Tensor, other: Tensor, strength: Tensor) -> Tensor:
+    """Returns other + (0.1 + 1.8 strength) (x - other), clipped to [0, 1]."""
+    return torch.lerp(other, x, (0.1 + 1.8 * strength).view(-1, 1, 1, 1)).clamp(0, 1)
 
 
-def grey(x):
+def grey(x: Tensor) -> Tensor:
+    """Returns images with three equal channels, or x unchanged if it does not have three channels."""
     return V.rgb_to_grayscale(x, 3) if x.shape[1] == 3 else x
 
 
-def posterize(x, part):  # 4 bits are left at level 0, 8 at level 10
-    step = 2.0 ** (4 - (4 * part).floor()).view(-1, 1, 1, 1)
+def posterize(x: Tensor, strength: Tensor) -> Tensor:
+    """Returns x with 4 bits per pixel at strength 0, up to 8 bits at strength 1."""
+    step = 2.0 ** (4 - (4 * strength).floor()).view(-1, 1, 1, 1)
     return (x * 255 / step + 1e-4).floor() * step / 255
 
 
-# each takes images (b, C, H, W), the level over 10 (b,), and signs of -1 and 1 (b,)
+# each operation takes images (b, C, H, W), a strength in [0, 1] (b,), which is the level divided by 10, and signs -1 or 1 (b,)
 APPLY = {
-    "Rotate": lambda x, part, signs: warp(x, part, signs, rotation),
-    "ShearX": lambda x, part, signs: warp(x, part, signs, shear),
-    "Posterize": lambda x, part, signs: posterize(x, part),
-    "Solarize": lambda x, part, signs: torch.where(x * 255 >= (256 * part).floor().view(-1, 1, 1, 1), 1 - x, x),
-    "AutoContrast": lambda x, part, signs: V.autocontrast(x),
-    "Equalize": lambda x, part, signs: V.equalize(x),
-    "Invert": lambda x, part, signs: 1 - x,
-    "Color": lambda x, part, signs: blend(x, grey(x), part),
-    "Contrast": lambda x, part, signs: blend(x, grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), part),
-    "Sharpness": lambda x, part, signs: blend(x, V.adjust_sharpness(x, 0.0), part),
+    "Rotate": lambda x, strength, signs: warp(x, strength, signs, rotation),
+    "ShearX": lambda x, strength, signs: warp(x, strength, signs, shear),
+    "Posterize": lambda x, strength, signs: posterize(x, strength),
+    "Solarize": lambda x, strength, signs: torch.where(x * 255 >= (256 * strength).floor().view(-1, 1, 1, 1), 1 - x, x),
+    "AutoContrast": lambda x, strength, signs: V.autocontrast(x),
+    "Equalize": lambda x, strength, signs: V.equalize(x),
+    "Invert": lambda x, strength, signs: 1 - x,
+    "Color": lambda x, strength, signs: blend(x, grey(x), strength),
+    "Contrast": lambda x, strength, signs: blend(x, grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), strength),
+    "Sharpness": lambda x, strength, signs: blend(x, V.adjust_sharpness(x, 0.0), strength),
 }
 
 
-def auto(x, noise=0.5):
-    """AutoAugment: for each image of x (B, C, H, W) one of 25 pairs of operations, each with its probability, its level with normal noise
-    of deviation `noise` and in [0, 10]. What is drawn is drawn on the CPU, so that no device has to be waited for."""
+def auto_augment(x: Tensor, noise: float = 0.5) -> Tensor:
+    """Returns the images x (B, C, H, W), augmented with AutoAugment's policy for ImageNet.
+
+    Each image gets one of 25 pairs of operations; each operation is applied with its probability. Its level gets normal noise of
+    standard deviation `noise` and is clipped to [0, 10]. Random numbers are drawn on the CPU, so that nothing waits for the device.
+    """
     table = torch.tensor([[[OPERATIONS.index(p[i]), float(p[i + 1]), float(p[i + 2])] for i in (0, 3)] for p in POLICY])
     drawn = table[torch.randint(len(POLICY), (len(x),))]  # (B, 2, 3)
     for kind, chance, level in (pair.unbind(1) for pair in drawn.unbind(1)):
-        part = (level + noise * torch.randn_like(level)).clamp(0, 10) / 10
+        strength = (level + noise * torch.randn_like(level)).clamp(0, 10) / 10
         signs = 1 - 2.0 * (torch.rand_like(level) < 0.5)
         kind = torch.where(torch.rand_like(level) < chance, kind, -1.0)
         for k, name in enumerate(OPERATIONS):
             if len(rows := (kind == k).nonzero()[:, 0]):
-                rows, *how = (v.to(x.device, non_blocking=True) for v in (rows, part[rows], signs[rows]))
-                x = x.index_copy(0, rows, APPLY[name](x[rows], *how))
+                rows, *arguments = (v.to(x.device, non_blocking=True) for v in (rows, strength[rows], signs[rows]))
+                x = x.index_copy(0, rows, APPLY[name](x[rows], *arguments))
     return x.clamp(0, 1)
 
 
-def mixup(x, y, classes, alpha):
-    """Images x (B, C, H, W) with those of the batch in reverse order, lambda x + (1 - lambda) x', lambda ~ Beta(alpha, alpha) one for the
-    batch, and labels y (B,) mixed as much (B, K); Zhang et al. 2018."""
+def mixup(x: Tensor, y: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Returns mixed images (B, C, H, W) and label probabilities (B, K) (mixup, Zhang et al. 2018).
+
+    x' is the batch in reverse order: lambda x + (1 - lambda) x', with one lambda ~ Beta(alpha, alpha) per batch; labels y (B,) likewise.
+    """
     lam = torch.distributions.Beta(alpha, alpha).sample().item()
     y = F.one_hot(y, classes).float()
     return torch.lerp(x.flip(0), x, lam), torch.lerp(y.flip(0), y, lam)

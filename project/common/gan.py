@@ -1,25 +1,25 @@
-"""Nets that make images: the DCGAN pair of MEKD (Ma et al. 2024), noise -> images, and the critic that judges them; two generators and
-a decoder in one (AEAHL-RG); a net that makes of an image its perturbation (Poursaeed et al. 2018).
-"""
+"""Generator and discriminator of MEKD's DCGAN (Ma et al. 2024, https://arxiv.org/abs/2205.10490)."""
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from .utils import UsageError
 
 
 class Generator(nn.Module):
-    """z (B, latent) ~ N(0, I) -> images (B, C, H, W) in [-1, 1]; H = W, a multiple of 4. ngf: channels before the last convolution.
+    """Generator: latents z (B, latent) from N(0, I) -> images (B, C, H, W) in [-1, 1].
 
-    pixels: images in [0, 1], torch's own initial weights and no bias before batch norm: the generator of FastDFKD.
+    shape: (C, H, W), H = W, a multiple of 4; other sizes raise UsageError. ngf: channels before the last convolution.
+    pixels: the generator of FastDFKD, with images in [0, 1], torch's default initial weights and no bias before batch norm.
     """
 
-    def __init__(self, latent, shape, ngf=64, pixels=False):
+    def __init__(self, latent: int, shape: tuple[int, int, int], ngf: int = 64, pixels: bool = False) -> None:
         super().__init__()
         self.latent, self.ngf, self.shape, (channels, size, _) = latent, ngf, tuple(shape), shape
         if size % 4:
-            raise UsageError(f"the generator makes images whose side is a multiple of 4, not {size}; give --img_size {size // 4 * 4 + 4}")
+            raise UsageError(f"the generator cannot make images of {size} pixels, only multiples of 4; use --img_size {size // 4 * 4 + 4}")
         wide, last = 2 * ngf, nn.Sigmoid() if pixels else nn.Tanh()
         self.linear = nn.Linear(latent, wide * (size // 4) ** 2)
         self.bn = nn.BatchNorm2d(wide)
@@ -28,17 +28,19 @@ class Generator(nn.Module):
         if not pixels:
             init_dcgan(self)
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         side = self.shape[1] // 4
         return self.blocks(self.bn(self.linear(z).view(-1, 2 * self.ngf, side, side)))  # (B, C, H, W)
 
 
 class Discriminator(nn.Module):
-    """images (B, C, H, W) -> logit (B, 1) of being real. Give it real and generated images as one batch: its batch norm
-    would bring either to the same mean if it saw them apart, and where the last feature map is 1 x 1 leave nothing to tell.
+    """Discriminator: images (B, C, H, W) -> logits (B, 1) of being real.
+
+    Real and generated images must come in one batch. In separate batches, batch norm gives both the same mean. If the last feature map
+    is 1 x 1, they can then not be told apart. shape: (C, H, W). dropout: probability of dropping a channel.
     """
 
-    def __init__(self, shape, dropout=0.0):
+    def __init__(self, shape: tuple[int, int, int], dropout: float = 0.0) -> None:
         super().__init__()
         channels, size, _ = shape
         layers = []
@@ -49,33 +51,36 @@ class Discriminator(nn.Module):
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * size * size, 1))
         init_dcgan(self)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-def up(cin, cout, bias=True):
+def up(cin: int, cout: int, bias: bool = True) -> tuple[nn.Module, ...]:
+    """Returns the layers that double the size of a map: `UpConv`, batch norm and LeakyReLU."""
     return UpConv(cin, cout, bias), nn.BatchNorm2d(cout), nn.LeakyReLU(0.2, inplace=True)
 
 
 class UpConv(nn.Conv2d):
-    """Nearest-neighbour x2, then this 3x3 convolution, as the one 4x4 transposed convolution of stride 2 that equals it.
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution, computed as one equal 4x4 transposed convolution of stride 2.
 
-    Each output pixel sees only 2x2 different input pixels, so that adding up the weights first saves 5/9 of the arithmetic,
-    forward and backward.
+    Each output pixel depends on only 2x2 different input pixels. Summing the weights first saves 5/9 of the arithmetic, forward and
+    backward.
     """
 
-    def __init__(self, cin, cout, bias=True):
+    def __init__(self, cin: int, cout: int, bias: bool = True) -> None:
         super().__init__(cin, cout, 3, padding=1, bias=bias)
-        spread = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0.0]])  # along one axis: 4 taps of the transposed from 3
+        spread = torch.tensor(
+            [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0.0]]
+        )  # per axis: from 3 taps to the 4 taps of the transposed convolution
         self.register_buffer("spread", spread, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         weight = self.spread @ self.weight @ self.spread.T  # (out, in, 4, 4)
         return F.conv_transpose2d(x, weight.transpose(0, 1), self.bias, stride=2, padding=1)
 
 
-def init_dcgan(net):
-    """Radford et al. 2016: convolutions N(0, 0.02^2), batch-norm weights N(1, 0.02^2)."""
+def init_dcgan(net: nn.Module) -> None:
+    """Initialises convolutions with N(0, 0.02^2) and batch-norm weights with N(1, 0.02^2) (Radford et al. 2016)."""
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(m.weight, 0, 0.02)

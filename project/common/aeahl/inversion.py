@@ -1,51 +1,63 @@
-"""What tells images made through a teacher from good ones: terms of the losses of data-free methods."""
+"""Loss terms that data-free methods use to make their synthetic images realistic and useful."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..losses import kl_of_each
 
-BANK = 4096  # features that a contrast looks back upon
+BANK_SIZE = 4096  # number of earlier images whose features the contrastive term uses
 
 
 class Moments(torch.autograd.Function):
-    """x (N, C, H, W) -> its mean and biased variance (C,) each, float32 or better; a pass each way (autograd's own: seven)."""
+    """Returns mean and biased variance, (C,) each, of x (N, C, H, W), in float32 or better.
+
+    It takes one pass over x forward and one backward; autograd's own version takes seven.
+    """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
         _, mean, inverse_std = torch.native_batch_norm(exact, None, None, None, None, True, 0.0, 1e-12)
         ctx.save_for_backward(x, mean)
         return mean, inverse_std.pow(-2)
 
     @staticmethod
-    def backward(ctx, of_mean, of_var):
+    def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         n = x.numel() // len(mean)
-        slope = 2 * of_var / n
-        shift = of_mean / n - slope * mean
+        slope = 2 * grad_var / n
+        shift = grad_mean / n - slope * mean
         return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, slope.to(x.dtype).view(1, -1, 1, 1))
 
 
-class Taps:
-    """The statistics of what enters each of the batch-norm layers `norms`, in `with taps:` only; and how far they are from the teacher's.
+class BatchNormHooks:
+    """Records mean and variance of the inputs of batch-norm layers within `with hooks:`, and compares them with the teacher's.
 
-    momentum: the share that earlier batches, as far as `remember` has them, have in a statistic.
+    norms: the batch-norm layers. momentum: weight in [0, 1) of the statistics of earlier batches, which `remember` keeps.
+    seen: one (mean, variance) per layer, (C,) each, of the last batch.
     """
 
-    def __init__(self, norms, momentum):
+    def __init__(self, norms: Sequence[nn.BatchNorm2d], momentum: float) -> None:
         self.norms, self.momentum, self.seen, self.past = norms, momentum, [], []
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.seen = []
         self.hooks = [m.register_forward_pre_hook(lambda m, x: self.seen.append(Moments.apply(x[0]))) for m in self.norms]
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def loss(self):
-        """Sum over layers of ||mean - running mean|| + ||var - running var||; DeepInversion (1912.08795), equation 4, norms not squared."""
+    def loss(self) -> Tensor | float:
+        """Returns the sum over layers of ||mean - running mean|| + ||variance - running variance||; 0.0 without layers.
+
+        Source: DeepInversion (https://arxiv.org/abs/1912.08795), equation 4, with norms that are not squared.
+        """
         total = 0.0
         for i, (m, (mean, var)) in enumerate(zip(self.norms, self.seen, strict=True)):
             if self.past:
@@ -54,44 +66,47 @@ class Taps:
             total = total + (mean - m.running_mean).norm() + (var - m.running_var).norm()
         return total
 
-    def remember(self):
-        """Takes the last batch into the statistics of the past."""
+    def remember(self) -> None:
+        """Updates the statistics of earlier batches with the last batch."""
         seen, keep = [(mean.detach(), var.detach()) for mean, var in self.seen], self.momentum
         past = self.past or seen
         self.past = [tuple(torch.lerp(new, old, keep) for new, old in zip(*pair, strict=True)) for pair in zip(seen, past, strict=True)]
 
 
-def disagreement(s, t, agreed=True):
-    """KL(teacher || student) of logits s, t (B, K) summed over the images of which both say the same class, or all, divided by B.
+def disagreement(s: Tensor, t: Tensor, agreed: bool = True) -> Tensor:
+    """Returns KL(teacher || student) of logits s, t (B, K), summed over the batch and divided by B; gradients flow through both.
 
-    To be made large, gradient through both: the adversarial term of DFAD's family, of FastDFKD and CMI where they agree.
+    agreed: sum only over the images to which both assign the same class (FastDFKD, CMI), otherwise over all.
+    The generator maximises it: the adversarial term of DFAD and its successors.
     """
     apart = kl_of_each(s, t)  # (B,)
     return (apart * (s.argmax(1) == t.argmax(1)) if agreed else apart).mean()
 
 
-class Bank:
-    """Features (n, F) of length 1 of the latest BANK images that were made."""
+class FeatureBank:
+    """Normalised features (n, F) of the last BANK_SIZE images; None before the first batch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.features, self.last = None, None
 
-    def remember(self):
-        """Takes in the features of the last batch that `contrast` saw."""
+    def remember(self) -> None:
+        """Adds the features of the last batch of `contrastive_loss`."""
         if self.last is not None:
             past = [] if self.features is None else [self.features.to(self.last.device)]
-            self.features = torch.cat([*past, self.last])[-BANK:]
+            self.features = torch.cat([*past, self.last])[-BANK_SIZE:]
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"features": self.features}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.features = state["features"]
 
 
-def contrast(f, g, bank, tau=0.2):
-    """InfoNCE: features f, g (B, F) of two views of the same images are to be nearer to each other than f is to other images' in g and in
-    the bank; cosines, temperature tau. CMI (2105.08584), its contrastive term, on the teacher's features as they are.
+def contrastive_loss(f: Tensor, g: Tensor, bank: FeatureBank, tau: float = 0.2) -> Tensor:
+    """Returns the InfoNCE loss of features f, g (B, F) of two views of the same images, with cosines and temperature tau.
+
+    It is small if f is nearer to the other view of its image than to the other images in g and in the bank.
+    Source: the contrastive term of CMI (https://arxiv.org/abs/2105.08584), here on the teacher's features without a learned head.
     """
     f, others = F.normalize(f.float(), dim=1), F.normalize(g.float(), dim=1)
     bank.last = others.detach()

@@ -1,4 +1,4 @@
-"""The options of data-free methods in AEAHL-RG's frame, and the presets of those that it is compared with."""
+"""Options of the data-free methods that AEAHL.py runs, and presets of the methods that AEAHL-RG is compared with."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -7,12 +7,13 @@ from ..models import canonical
 from ..options import StudentOptions, opt
 from ..utils import UsageError, matching
 
-TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # of a synthesis; w_NAME weighs each
+TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # loss terms of a synthesis; the option w_NAME is the weight of NAME
 SINGLE = {"generator": "single", "lr": 0.1}
 LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "warmup": 0}
 ANEW = SINGLE | {"meta": "fresh"}
-PRESETS = {  # the settings of CMI's and FastDFKD's scripts, for methods of 2112.15278, 2105.08584, 1912.08795 (DeepInversion with its
-    # adversarial term), 2005.04136, 1905.09768, 1904.01186
+PRESETS = {  # settings of the scripts of CMI and FastDFKD
+    # fastdfkd: arXiv 2112.15278; cmi: 2105.08584; adi (DeepInversion with its adversarial term): 1912.08795; dfq: 2005.04136;
+    # zskt: 1905.09768; dafl: 1904.01186
     "aeahl": {},
     "released": {"twins": True, "aea_compat": True},
     "fastdfkd": {"generator": "single"},
@@ -22,67 +23,80 @@ PRESETS = {  # the settings of CMI's and FastDFKD's scripts, for methods of 2112
     "zskt": LATEST | {"kd_steps": 5, "w_adv": 1.0, "w_bn": 0.0, "w_oh": 0.0},
     "dafl": LATEST | {"kd_steps": 5, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
 }
-OF_TEACHER = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
-OF_STEPS = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3}}  # FastDFKD-2 and -5
+TEACHER_SETTINGS = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
+STEPS_SETTINGS = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3}}  # FastDFKD-2 and FastDFKD-5: settings by --g_steps
 MIRRORED = {"augment": "crop_flip"}
-OF_DATASET = {"CIFAR10": MIRRORED, "CIFAR100": MIRRORED}
-OF_DATASET |= {"TinyImageNet": MIRRORED | {"g_steps": 50}, "ImageNet": MIRRORED | {"g_steps": 50, "batch_size": 64}}
+DATASET_SETTINGS = {"CIFAR10": MIRRORED, "CIFAR100": MIRRORED}
+DATASET_SETTINGS |= {"TinyImageNet": MIRRORED | {"g_steps": 50}, "ImageNet": MIRRORED | {"g_steps": 50, "batch_size": 64}}
 
 
 @dataclass
 class SynthesisOptions(StudentOptions):
+    """Options of the synthesis, the generator, the pool and the student."""
+
     GROUP: ClassVar = "method"
     NEEDS: ClassVar = "inside"
     DATA: ClassVar = False
 
     preset: Literal["aeahl", "released", "fastdfkd", "cmi", "adi", "dfq", "zskt", "dafl"] = opt(
-        "aeahl", "settings of a method, for options that are not given; released: AEAHL-RG as its code runs"
+        "aeahl", "method whose settings are used for options that are not given; released: AEAHL-RG with the settings of its released code"
     )
     response: str = "inside"
     epochs: int = opt(400, "number of epochs of the student, after the warm-up")
-    batch_size: int = opt(256, "batch size in images, of the student and of a synthesis", ge=2)
+    batch_size: int = opt(256, "batch size in images, for the student and for a synthesis", ge=2)
     lr: float = opt(0.2, "learning rate of the student")
     weight_decay: float = 1e-4
     schedule: Literal["multistep", "cosine"] = "cosine"
-    ep_steps: int = opt(400, "number of steps of the student in an epoch", ge=1)
-    kd_steps: int = opt(400, "number of steps of the student between two syntheses", ge=1)
+    ep_steps: int = opt(400, "number of training steps of the student per epoch", ge=1)
+    kd_steps: int = opt(400, "number of training steps of the student between two syntheses", ge=1)
     warmup: int = opt(20, "number of syntheses before the student's first step (all but the last without the adversarial term)", ge=0)
     generator: Literal["rg", "single", "pixels"] = opt(
-        "rg", "generator: two nets and a decoder (rg), one net (single), or the pixels themselves (pixels)"
+        "rg", "generator: two generators and a decoder (rg), one generator (single), or images whose pixels are trained (pixels)"
     )
-    latent: int = opt(256, "width of the generator's noise", ge=1)
-    ngf: int = opt(64, "channels of a generator before its last convolution", ge=1)
+    latent: int = opt(256, "dimension of the generator's input noise (latents)", ge=1)
+    ngf: int = opt(64, "number of channels before a generator's last convolution", ge=1)
     meta: Literal["fomaml", "reptile", "none", "fresh"] = opt(
-        "fomaml", "update of the generator after a synthesis: fomaml, reptile; none: trained directly; fresh: new each time"
+        "fomaml",
+        "update of the generator after a synthesis: first-order MAML (fomaml), Reptile (reptile), trained directly (none), or drawn anew "
+        "before each synthesis (fresh)",
     )
-    g_steps: int = opt(10, "number of steps in a synthesis", ge=1)
-    lr_g: float = opt(2e-3, "learning rate of the generator in a synthesis (Adam)", gt=0)
-    lr_g_meta: float = opt(0.0, "learning rate of the generator between syntheses; 0: g_steps * lr_g", ge=0)
-    lr_z: float = opt(0.01, "learning rate of the latents", ge=0)
-    wanted: Literal["drawn", "own"] = opt("drawn", "target classes of the images: drawn at random, or the teacher's own top class (own)")
+    g_steps: int = opt(10, "number of steps per synthesis", ge=1)
+    lr_g: float = opt(2e-3, "learning rate of the generator within a synthesis (Adam)", gt=0)
+    lr_g_meta: float = opt(0.0, "learning rate of the generator's update after a synthesis (Adam); 0: --g_steps times --lr_g", ge=0)
+    lr_z: float = opt(0.01, "learning rate of the latents within a synthesis (Adam); 0: fixed latents", ge=0)
+    wanted: Literal["drawn", "own"] = opt("drawn", "target classes of the images: random (drawn), or the teacher's predicted class (own)")
     w_bn: float = opt(10.0, "weight of the distance to the teacher's batch-norm statistics", ge=0)
     w_oh: float = opt(0.5, "weight of the cross-entropy to the target classes", ge=0)
-    w_adv: float = opt(1.33, "weight of the adversarial term (divergence of student and teacher, maximised)", ge=0)
-    w_even: float = opt(0.0, "weight of the negative entropy of the batch's mean answer", ge=0)
-    w_act: float = opt(0.0, "weight of the penultimate features' size (maximised)", ge=0)
-    w_cr: float = opt(0.0, "weight of the contrastive term between two views of an image and other images", ge=0)
+    w_adv: float = opt(1.33, "weight of the adversarial term (KL divergence of student and teacher, maximised)", ge=0)
+    w_even: float = opt(0.0, "weight of the negative entropy of the batch's mean class probabilities", ge=0)
+    w_act: float = opt(0.0, "weight of the mean absolute penultimate feature of the teacher (maximised)", ge=0)
+    w_cr: float = opt(0.0, "weight of the contrastive term (two views of an image against other images)", ge=0)
     images: Literal["pool", "fresh"] = opt(
-        "pool", "training images of the student: all images made so far (pool), or new ones at each step (fresh)"
+        "pool", "training images of the student: all synthetic images so far (pool), or new ones at each step (fresh)"
     )
-    init_pool: str = opt("", "images to start the pool with: pool.npy of another run, or a folder of PNG or JPEG files")
-    cache: bool = opt(False, "keep the teacher's answers to the pool's images in memory (up to 162 per image); a killed run asks again")
-    contrast: float = opt(0.0, "fraction of the student's images that are normalised twice (a control experiment)", ge=0, le=1)
+    init_pool: str = opt("", "first images of the pool: the pool.npy of another run, or a folder of PNG or JPEG files")
+    cache: bool = opt(
+        False, "keep the teacher's answers to the pool's images in memory (up to 162 per image); a resumed run queries them again"
+    )
+    contrast: float = opt(0.0, "fraction of the student's images that are normalised twice (control experiment)", ge=0, le=1)
     eval: bool = opt(True, "read no data set and evaluate nothing")
 
     def presets(self) -> dict[str, Any]:
-        of_dataset = OF_DATASET.get(matching(self.dataset, OF_DATASET), {})
-        return OF_TEACHER.get(canonical(self.teacher), {}) | of_dataset | OF_STEPS.get(self.g_steps, {}) | PRESETS[self.preset]
+        by_dataset = DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
+        return TEACHER_SETTINGS.get(canonical(self.teacher), {}) | by_dataset | STEPS_SETTINGS.get(self.g_steps, {}) | PRESETS[self.preset]
 
     def validate(self) -> None:
         super().validate()
         if self.generator == "pixels" and (self.meta != "fresh" or self.images != "pool"):
-            raise UsageError("--generator pixels has nothing that lasts: it goes with --meta fresh --images pool")
+            raise UsageError(
+                f"--generator pixels with --meta {self.meta} --images {self.images}: pixels are drawn anew for each synthesis; "
+                "use --meta fresh --images pool"
+            )
         if self.cache and (self.images != "pool" or self.contrast):
-            raise UsageError("--cache keeps answers to the pool's images as they are; it goes with --images pool and --contrast 0")
+            raise UsageError(
+                f"--images {self.images} --contrast {self.contrast:g} with --cache: it needs unchanged images of a pool; "
+                "use --images pool --contrast 0"
+            )
         if not any(getattr(self, f"w_{name}") for name in TERMS):
-            raise UsageError("all weights of the synthesis are 0, so that it has nothing to go by; give --w_bn or another")
+            weights = ", ".join(f"--w_{name}" for name in TERMS)
+            raise UsageError(f"all weights of the synthesis are 0, so that it has no loss; use one of {weights} above 0")

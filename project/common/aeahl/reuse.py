@@ -1,34 +1,46 @@
-"""RG, the reusable generator: what one data-free run leaves for the next, and how the next takes it up. AEAHL-RG's released code."""
+"""Reusable generator (RG) of AEAHL-RG: the networks that a data-free run saves, and how a later run starts from them.
 
+Source: the released code of AEAHL-RG.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 
 from ..checkpoints import read_weights
 from ..gan import Generator
 from ..options import opt
+from ..run import Run
 from ..utils import UsageError
 from .nets import Fusion, Pixels, recalibrate
 from .options import SynthesisOptions
 
-SHARES = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # of the learning rates, for what is reused
+LR_FACTORS = {"anew": 1.0, "reuse_common": 1.0, "reuse_finetune": 0.1, "reuse_fix": 0.0}  # for the reused networks, by --mode
 
 
 @dataclass
 class ReuseOptions(SynthesisOptions):
+    """Options of SynthesisOptions, and of the networks that are reused and saved."""
+
     GROUP: ClassVar = "method"
 
     mode: Literal["anew", "reuse_common", "reuse_finetune", "reuse_fix"] = opt(
-        "anew", "start: a new generator (anew), or an earlier run's at 1, 0.1 or 0 times the learning rates"
+        "anew",
+        "initial generator: new (anew), or that of an earlier run, trained with 1 (reuse_common), 0.1 (reuse_finetune) or 0 (reuse_fix) "
+        "times the learning rate",
     )
-    reuse_generator_path: str = opt("", "generator.pt of the earlier run")
-    reuse_decoder_path: str = opt("", "decoder.pt of the earlier run; left out: the one beside its generator.pt")
+    reuse_generator_path: str = opt("", "generator.pt of the earlier run whose generator is reused")
+    reuse_decoder_path: str = opt("", "decoder.pt of the earlier run whose generator is reused; empty: the one next to its generator.pt")
     keep: Literal["g1", "g2", "activation", "loss"] = opt(
-        "g1", "net that becomes generator.pt: g1, g2, or that of smaller features (activation) or of lower loss"
+        "g1",
+        "network saved as generator.pt: g1, g2, or that of smaller teacher features (activation) or lower loss (loss)",
     )
-    twins: bool = opt(False, "start the second generator as a copy of the first, which it remains (the released code)")
+    twins: bool = opt(False, "start the second generator as a copy of the first, which it remains (released code)")
 
     def validate(self) -> None:
         super().validate()
@@ -36,43 +48,52 @@ class ReuseOptions(SynthesisOptions):
             return
         if not self.reuse_generator_path:
             first = f"python project/AEAHL.py --dataset {self.dataset} --teacher TEACHER --model {self.model} --generator {self.generator}"
-            raise UsageError(f"--mode {self.mode} goes on from an earlier run: give its --reuse_generator_path; first run: {first}")
+            raise UsageError(f"--mode {self.mode} needs --reuse_generator_path, the generator.pt of an earlier run; first run: {first}")
         if self.generator == "pixels" or self.meta == "fresh":
-            raise UsageError(f"--mode {self.mode} has nothing to reuse with --generator {self.generator} --meta {self.meta}")
+            raise UsageError(
+                f"--mode {self.mode}: a run with --generator {self.generator} --meta {self.meta} does not keep a generator; "
+                "use --generator rg or single and --meta fomaml, reptile or none"
+            )
 
 
-def make_generator(run):
-    """(the net that --generator and --mode ask for, {beginning of its parameters' names: their share of the learning rates})."""
-    a, shape, share = run.args, run.data.shape, SHARES[run.args.mode]
+def make_generator(run: Run) -> tuple[nn.Module, dict[str, float]]:
+    """Returns the generator that --generator and --mode select, and the factors of its learning rates.
+
+    A key of the factors is the beginning of parameter names; the empty key stands for all parameters.
+    Raises UsageError if the weights to reuse are missing or do not fit.
+    """
+    a, shape, factor = run.args, run.data.shape, LR_FACTORS[run.args.mode]
     if a.generator == "pixels":
         return on_device(run, Pixels(a.batch_size, shape)), {"": 1.0}
-    old = Path(a.reuse_generator_path)
+    path = Path(a.reuse_generator_path)
     if a.generator == "single":
         G = Generator(a.latent, shape, a.ngf, pixels=True)
         if a.mode != "anew":
-            take_up(run, G, old)
-        return on_device(run, G), {"": share}
+            load_reused(run, G, path)
+        return on_device(run, G), {"": factor}
     G = Fusion(a.latent, shape, a.ngf, a.twins)
     if a.mode != "anew":
-        take_up(run, G.g2, old)
-        take_up(run, G.decoder, Path(a.reuse_decoder_path or old.with_name("decoder.pt")))
-    return on_device(run, G), {"g1": 1.0, "g2": share, "decoder": share}
+        load_reused(run, G.g2, path)
+        load_reused(run, G.decoder, Path(a.reuse_decoder_path or path.with_name("decoder.pt")))
+    return on_device(run, G), {"g1": 1.0, "g2": factor, "decoder": factor}
 
 
-def take_up(run, net, path):
-    """`net` with the weights of an earlier run's generator or decoder, whatever teacher it was for."""
-    return run.load_weights(net, path, same=("shape",), kind=f"a generator of {run.args.latent} latents, or its decoder,")
+def load_reused(run: Run, net: nn.Module, path: Path) -> nn.Module:
+    """Returns `net` with the weights of an earlier run's generator or decoder, made with any teacher."""
+    return run.load_weights(net, path, same=("shape",), kind=f"a generator or decoder of AEAHL.py with {run.args.latent} latents")
 
 
-def on_device(run, net):
+def on_device(run: Run, net: nn.Module) -> nn.Module:
+    """Returns `net` on the run's device, in channels-last format."""
     return net.to(run.device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def left(run, G, loss):
-    """{file's name: net} of what a run leaves: `generator` and `decoder`, which another can reuse, and the other net, `abandoned`.
+def nets_to_keep(run: Run, G: nn.Module, loss: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> dict[str, nn.Module]:
+    """Returns {file name: network} that a run saves: `generator` and `decoder` for later runs, and the other generator, `abandoned`.
 
-    --keep activation: the net whose images, with noise for the other's, have smaller features in the teacher; loss: a lower loss(x, y).
+    --keep selects the generator. To compare the two, noise replaces the output of the other one. activation: the generator whose images
+    have smaller features in the teacher; loss: the one with lower loss(x, y), for images x (B, C, H, W) and classes y (B,).
     """
     if not isinstance(G, Fusion):
         return {"generator": G} if isinstance(G, Generator) else {}
@@ -82,27 +103,30 @@ def left(run, G, loss):
         noise = torch.rand(a.batch_size, *run.data.shape, device=run.device)
         y = torch.arange(a.batch_size, device=run.device) % run.data.classes
         run.student.eval()
-        worth = []
+        scores = []
         for g in (G.g1, G.g2):
             x = G.decoder((g(z) + noise) / 2)
             features = run.teacher.inside(run.data.view(x))[1]
-            worth.append(features.abs().sum() if a.keep == "activation" else sum(loss(x, y).values()))
-        first = bool(worth[0] <= worth[1])
+            scores.append(features.abs().sum() if a.keep == "activation" else sum(loss(x, y).values()))
+        first = bool(scores[0] <= scores[1])
     kept, other = (G.g1, G.g2) if first else (G.g2, G.g1)
     return {"generator": kept, "abandoned": other, "decoder": G.decoder}
 
 
-def taken_up(run, folder, which="generator"):
-    """What the AEAHL.py run in `folder` left, `which` of its nets and its decoder, beside a new net: ready to make images, z (B, latent) ->
-    (B, C, H, W) in [0, 1]. UsageError where there is none, or of another size."""
+def reused_generator(run: Run, folder: str | Path, which: str = "generator") -> nn.Module:
+    """Returns a generator that combines a saved one with a new one: latents (B, latent) -> images (B, C, H, W) in [0, 1].
+
+    folder: checkpoint folder of a finished run of AEAHL.py --generator rg. which: the saved network, `generator` or `abandoned`.
+    Raises UsageError if the folder does not contain it, or if it makes images of another shape.
+    """
     path = Path(folder) / f"{which}.pt"
     if not path.exists() or not path.with_name("decoder.pt").exists():
         raise UsageError(
-            f"no {path.name} with a decoder.pt in {folder}; give the checkpoints' folder of a finished AEAHL.py run (--generator rg)"
+            f"no {path.name} with a decoder.pt in {folder}; use the checkpoint folder of a finished run of AEAHL.py --generator rg"
         )
     _, meta = read_weights(path)
     G = Fusion(meta.get("latent", 256), run.data.shape, meta.get("ngf", 64))
     for net, name in ((G.g2, which), (G.decoder, "decoder")):
         source = path.with_name(f"{name}.pt")
-        run.load_weights(net, source, same=("shape",), kind=f"a generator of {run.args.teacher}'s images")
+        run.load_weights(net, source, same=("shape",), kind="a generator or decoder of AEAHL.py")
     return recalibrate(on_device(run, G), lambda: torch.randn(256, G.g1.latent, device=run.device))

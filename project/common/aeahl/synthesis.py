@@ -1,73 +1,91 @@
-"""Images made through a teacher that one may look into: what the data-free methods share.
+"""Synthesis of images with a white-box teacher: what the data-free methods share.
 
-A `Synthesiser` is one epoch of batches for the student when it is iterated; before every `kd_steps` of
-them it makes images: a copy of the generator and a batch of latents are moved for `g_steps` steps against the method's loss, the best
-batch goes into the `Pool`, and the copy's gradients move the generator itself (FastDFKD, Fang et al. 2022, 2112.15278).
+Iterating a `Synthesiser` gives one epoch of batches for the student. It synthesises images before every `kd_steps` of these batches.
+A synthesis trains a copy of the generator and a batch of latents for `g_steps` steps on the method's loss. The best batch of images
+goes into the `Pool`. The copy's gradients then update the generator itself (FastDFKD, Fang et al. 2022, https://arxiv.org/abs/2112.15278).
 """
 
 import copy
 import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
+from torch import Tensor
 from torchvision.utils import save_image
 
 from ..batches import Batches
 from ..blackbox import Remembered
 from ..pictures import save_grid
+from ..run import Run
 from ..utils import RunError, atomic, exact, say
-from .inversion import Bank
+from .attack import Attack
+from .inversion import BatchNormHooks, FeatureBank
 from .nets import recalibrate
 from .options import TERMS
 from .pool import Pool, read_pool
 
-REPTILE = 67  # the authors' factor on the generator's way, as a gradient
-ADAPTING = ("fomaml", "reptile")  # a copy is moved, then the generator itself
+REPTILE = 67  # factor of Reptile's update, as in the released code of FastDFKD
+ADAPTING = ("fomaml", "reptile")  # values of --meta that train a copy, and update the generator afterwards
 
 
 class Synthesiser:
-    """Iterate it for an epoch of the student: `ep_steps` batches (x, t) of views of images that it makes, and the teacher's logits.
+    """Gives one epoch of the student per iteration: `ep_steps` batches (x, t) of augmented synthetic images and the teacher's logits.
 
-    loss(x, y): the terms, by name, for images x (B, C, H, W) in [0, 1] and the wanted classes y (B,); their sum is made small.
-    shares: {beginning of parameters' names: their share of the learning rates}; a share of 0 leaves them as they are.
-    attack: sees each batch of the student last, `attack(x, t) -> (x, t, ...)`. taps and bank: what the loss knows of earlier syntheses.
+    G: the generator, latents (B, latent) -> images (B, C, H, W) in [0, 1].
+    loss(x, y): the terms by name, for images x (B, C, H, W) in [0, 1] and target classes y (B,); a synthesis minimises their sum.
+    taps, bank: state of the loss from earlier syntheses. lr_factors: {beginning of parameter names: factor of their learning rates};
+    parameters with factor 0 are not trained. attack: processes each batch of the student last, `attack(x, t) -> (x, t, y)`.
     """
 
-    def __init__(self, run, G, loss, taps, shares=None, attack=None, bank=None):
-        self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or Bank()
+    def __init__(
+        self,
+        run: Run,
+        G: nn.Module,
+        loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        taps: BatchNormHooks,
+        lr_factors: dict[str, float] | None = None,
+        attack: Attack | None = None,
+        bank: FeatureBank | None = None,
+    ) -> None:
+        self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or FeatureBank()
         a, shape = self.args, run.data.shape
-        self.calls, self.curves, self.G, self.shares = 0, [], G, shares or {"": 1.0}
+        self.calls, self.curves, self.G, self.lr_factors = 0, [], G, lr_factors or {"": 1.0}
         self.adapts = a.meta in ADAPTING
         self.names = [name for name in TERMS if getattr(a, f"w_{name}")]
         for name, p in G.named_parameters():
-            p.requires_grad_(self.share(name) > 0)
-        self.moved = copy.deepcopy(G) if self.adapts else G
-        self.main = self.adam(G, a.lr_g if a.meta == "none" else a.lr_g_meta or a.g_steps * a.lr_g)
+            p.requires_grad_(self.lr_factor(name) > 0)
+        self.inner = copy.deepcopy(G) if self.adapts else G  # the network that a synthesis trains
+        self.outer = self.make_adam(G, a.lr_g if a.meta == "none" else a.lr_g_meta or a.g_steps * a.lr_g)
         self.warmup, self.steps = (min(1, a.warmup), min(2, a.g_steps)) if a.dry_run else (a.warmup, a.g_steps)
         calls = self.warmup + (1 if a.dry_run else a.epochs) * -(-a.ep_steps // a.kd_steps)
-        self.given = torch.from_numpy(read_pool(a.init_pool, shape)) if a.init_pool else torch.empty(0, *shape)
-        room = (calls * a.batch_size + len(self.given)) * (a.images == "pool")
-        self.pool = Pool(run.record.folder / "pool.npy", room, shape, run.device)
+        self.initial = torch.from_numpy(read_pool(a.init_pool, shape)) if a.init_pool else torch.empty(0, *shape)
+        capacity = (calls * a.batch_size + len(self.initial)) * (a.images == "pool")
+        self.pool = Pool(run.record.folder / "pool.npy", capacity, shape, run.device)
         views = run.data.views(a.augment)
-        self.cached = Remembered(self.ask, room, views, run.data.classes, run.device) if a.cache else None
+        self.cached = Remembered(self.teacher_logits, capacity, views, run.data.classes, run.device) if a.cache else None
         run.teacher.afford(a.batch_size * (calls * a.g_steps + a.epochs * a.ep_steps))
-        if self.adapts and self.main.param_groups[0]["lr"] > 0.03:
-            say(f"the generator's learning rate from one synthesis to the next is {self.main.param_groups[0]['lr']:g}; --lr_g_meta sets it")
+        if self.adapts and (lr := self.outer.param_groups[0]["lr"]) > 0.03:
+            say(f"the learning rate of the generator's update after a synthesis is high ({lr:g}); --lr_g_meta sets it")
 
-    def share(self, name):
-        return next(v for part, v in self.shares.items() if name.startswith(part))
+    def lr_factor(self, name: str) -> float:
+        """Returns the learning-rate factor of the parameter `name`."""
+        return next(v for part, v in self.lr_factors.items() if name.startswith(part))
 
-    def adam(self, net, lr, more=()):
-        named = {s: [p for n, p in net.named_parameters() if self.share(n) == s] for s in self.shares.values() if s}
-        return torch.optim.Adam([*({"params": ps, "lr": lr * s} for s, ps in named.items()), *more], betas=(0.5, 0.999), fused=True)
+    def make_adam(self, net: nn.Module, lr: float, more: Sequence[dict] = ()) -> torch.optim.Adam:
+        """Returns Adam over the parameters of `net`, with `lr` times their factors, and over the parameter groups `more`."""
+        groups = {f: [p for n, p in net.named_parameters() if self.lr_factor(n) == f] for f in self.lr_factors.values() if f}
+        return torch.optim.Adam([*({"params": ps, "lr": lr * f} for f, ps in groups.items()), *more], betas=(0.5, 0.999), fused=True)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.args.ep_steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         a = self.args
-        if not self.calls and len(self.given):
-            self.pool.add(self.given.to(self.run.device) / 255)
+        if not self.calls and len(self.initial):
+            self.pool.add(self.initial.to(self.run.device) / 255)
         while self.calls < self.warmup:
             self.synthesise()
         for step in range(a.ep_steps):
@@ -79,8 +97,8 @@ class Synthesiser:
 
     # ---- batches for the student
 
-    def batches(self):
-        """kd_steps batches (x, t)."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Returns an iterator over kd_steps batches of views x (B, C, H, W) and the teacher's logits t (B, K)."""
         a, run = self.args, self.run
         if a.images == "fresh":
             return (self.fresh() for _ in range(a.kd_steps))
@@ -88,132 +106,138 @@ class Synthesiser:
         return (self.views(i) for (i,) in rows)
 
     @torch.no_grad()
-    def fresh(self):
+    def fresh(self) -> tuple[Tensor, Tensor]:
+        """Returns a batch of new images (B, C, H, W), and the teacher's logits (B, K)."""
         x = self.run.data.view(self.images(self.G, self.noise()), self.args.augment)
-        return x, self.ask(x)
+        return x, self.teacher_logits(x)
 
-    def ask(self, x):
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        """Returns the teacher's logits (B, K), float32, of normalised images x (B, C, H, W)."""
         return self.run.teacher.inside(x)[0].float()
 
     @torch.no_grad()
-    def views(self, i):
-        """A view of each of the pool's images i (B,), drawn, and the teacher's logits (B, K)."""
+    def views(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a random view of each of the pool's images i (B,), and the teacher's logits (B, K)."""
         data, augment = self.run.data, self.args.augment
         which = torch.randint(data.views(augment), (len(i),), device=i.device)
         x = data.view(self.pool.x[i], augment, which)
         if self.args.contrast:
             twice = torch.rand(len(x), 1, 1, 1, device=x.device) < self.args.contrast
             x = torch.where(twice, (x - data.mean) / data.std, x)
-        return x, self.cached(i, which, x) if self.cached else self.ask(x)
+        return x, self.cached(i, which, x) if self.cached else self.teacher_logits(x)
 
     # ---- images
 
-    def images(self, G, z):
-        """G(z), (B, C, H, W) in [0, 1], float32 also where the rest is bfloat16, which has no 256 values near 1."""
+    def images(self, G: nn.Module, z: Tensor) -> Tensor:
+        """Returns G(z), images (B, C, H, W) in [0, 1], always in float32: bfloat16 does not resolve 256 values near 1."""
         with exact(z):
             return G(z)
 
-    def noise(self):
+    def noise(self) -> Tensor:
+        """Returns a batch of latents (B, latent) from N(0, I)."""
         return torch.randn(self.args.batch_size, self.args.latent, device=self.run.device)
 
-    def synthesise(self):
-        """One batch of images; the student and the teacher stay as they are."""
+    def synthesise(self) -> None:
+        """Synthesises one batch of images and updates the generator. The student and the teacher do not change."""
         a, run, student = self.args, self.run, self.run.student
         self.calls += 1
         student.eval().requires_grad_(False)
         y = torch.randint(run.data.classes, (a.batch_size,), device=run.device)
         z = self.noise().requires_grad_(a.lr_z > 0)
-        optimizer, sums = self.begin(z), None
-        best, kept, terms_of = torch.tensor(torch.inf, device=run.device), None, []
+        optimizer, sums = self.start_inner(z), None
+        best, kept, history = torch.tensor(torch.inf, device=run.device), None, []
         for step in range(self.steps):
-            self.step, x = step, self.images(self.moved, z)
+            self.step, x = step, self.images(self.inner, z)
             terms = self.loss(x, y)
             total = sum(terms.values())
             better = total.detach() < best
             best, kept = torch.where(better, total.detach(), best), x.detach() if kept is None else torch.where(better, x.detach(), kept)
             optimizer.zero_grad()
             total.backward()
-            gradients = [p.grad for p in self.moved.parameters() if p.requires_grad]
+            gradients = [p.grad for p in self.inner.parameters() if p.requires_grad]
             sums = [s + g for s, g in zip(sums, gradients, strict=True)] if sums else gradients
             optimizer.step()
-            terms_of.append({k: v.detach() for k, v in terms.items()})
-        self.end(sums)
+            history.append({k: v.detach() for k, v in terms.items()})
+        self.update_outer(sums)
         self.taps.remember()
         self.bank.remember()
         if a.images == "pool":
             self.pool.add(kept)
         student.train().requires_grad_(True)
-        self.note(terms_of)
+        self.keep_curves(history)
 
-    def begin(self, z):
-        """The optimizer of one synthesis, over the net that it moves and the latents."""
+    def start_inner(self, z: Tensor) -> torch.optim.Optimizer:
+        """Returns the optimizer of one synthesis, over the network that it trains and the latents z (if these are trained)."""
         a, latents = self.args, [{"params": [z], "lr": self.args.lr_z}] if z.requires_grad else []
         if a.meta == "none":
-            return self.main
+            return self.outer
         if a.meta == "fresh":
-            for m in self.moved.modules():
+            for m in self.inner.modules():
                 getattr(m, "reset_parameters", lambda: None)()
         else:
-            self.moved.load_state_dict(self.G.state_dict())
-        return self.adam(self.moved, a.lr_g, latents)
+            self.inner.load_state_dict(self.G.state_dict())
+        return self.make_adam(self.inner, a.lr_g, latents)
 
     @torch.no_grad()
-    def end(self, sums):
-        """Moves the generator itself: by the sum of the copy's gradients (first-order MAML), or towards the copy (Reptile)."""
+    def update_outer(self, sums: list[Tensor]) -> None:
+        """Updates the generator with the sum of the copy's gradients (first-order MAML), or towards the copy (Reptile)."""
         if not self.adapts:
             return
-        pairs = [(p, q) for p, q in zip(self.G.parameters(), self.moved.parameters(), strict=True) if p.requires_grad]
+        pairs = [(p, q) for p, q in zip(self.G.parameters(), self.inner.parameters(), strict=True) if p.requires_grad]
         for (p, q), g in zip(pairs, sums, strict=True):
             p.grad = g if self.args.meta == "fomaml" else REPTILE * (p - q)
-        self.main.step()
+        self.outer.step()
 
-    def note(self, terms_of):
-        """Keeps the terms of each step of a synthesis, (g_steps, terms), nan where a term was not."""
+    def keep_curves(self, history: list[dict[str, Tensor]]) -> None:
+        """Stores the terms of each step of a synthesis as (g_steps, terms), nan for a term that was not computed."""
         nan = torch.tensor(torch.nan, device=self.run.device)
-        self.curves.append(torch.stack([torch.stack([terms.get(n, nan).float() for n in self.names]) for terms in terms_of]).cpu())
+        self.curves.append(torch.stack([torch.stack([terms.get(n, nan).float() for n in self.names]) for terms in history]).cpu())
 
-    def weights(self):
-        """{term: its weight} of those that count in this synthesis; the adversarial one from the last of the warm-up on."""
+    def weights(self) -> dict[str, float]:
+        """Returns {term: weight} for this synthesis. The adversarial term starts with the last synthesis of the warm-up."""
         return {n: getattr(self.args, f"w_{n}") for n in self.names if n != "adv" or self.calls >= self.warmup}
 
-    def log(self):
-        """The last synthesis's terms at its first and its last step, and the pool's size."""
+    def log(self) -> dict[str, list[float] | int]:
+        """Returns the terms of the last synthesis at its first and last step, and the number of images in the pool.
+
+        Raises RunError if a term is not finite.
+        """
         pairs = {n: self.curves[-1][[0, -1], i].tolist() for i, n in enumerate(self.names)}
-        if off := [f"{n} was {v[1]}" for n, v in pairs.items() if not math.isfinite(sum(v))]:
-            raise RunError(f"the synthesis broke down, its term {off[0]}; a smaller --lr_g or --lr_g_meta may help")
+        if off := [f"{n} is {v[1]}" for n, v in pairs.items() if not math.isfinite(sum(v))]:
+            raise RunError(f"the synthesis diverged: its term {off[0]} in the last step; try a smaller --lr_g or --lr_g_meta")
         return {f"syn_{n}": v for n, v in pairs.items()} | {"pool": self.pool.n}
 
-    # ---- what it leaves
+    # ---- results
 
-    def save_curves(self, path):
-        """A .npy file of all terms, with names: a structured array (syntheses, steps)."""
+    def save_curves(self, path: str | Path) -> None:
+        """Saves the terms of all syntheses as a .npy file, a structured array (syntheses, steps) with the terms' names."""
         values = torch.stack(self.curves).numpy()
         with atomic(path) as f:
             np.save(f, np.rec.fromarrays(np.moveaxis(values, 2, 0), names=",".join(self.names)).view(np.ndarray))
 
-    def shown(self, n=100):
-        """The latest n images (n, C, H, W) in [0, 1]."""
+    def latest_images(self, n: int = 100) -> Tensor:
+        """Returns the latest n images (n, C, H, W) in [0, 1]."""
         with torch.no_grad():
             return self.pool.x[-n:].float() / 255 if self.pool.n else self.G(self.noise())[:n]
 
-    def ready(self):
-        """The generator with running statistics of its own images, so that it makes them in evaluation mode too."""
+    def recalibrated(self) -> nn.Module:
+        """Returns the generator in evaluation mode, with the batch-norm statistics of its own images."""
         return recalibrate(self.G, self.noise)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         kept = {
             "G": self.G.state_dict(),
-            "main": self.main.state_dict(),
+            "main": self.outer.state_dict(),
             "past": self.taps.past,
             "bank": self.bank.state_dict(),
             "calls": self.calls,
         }
         return kept | {"curves": torch.stack(self.curves), "pool": self.pool.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         device = self.run.device
         self.G.load_state_dict(state["G"])
-        self.main.load_state_dict(state["main"])
+        self.outer.load_state_dict(state["main"])
         self.taps.past = [tuple(v.to(device) for v in pair) for pair in state["past"]]
         self.bank.load_state_dict(state["bank"])
         self.calls, self.curves = state["calls"], list(state["curves"])
@@ -221,9 +245,9 @@ class Synthesiser:
             self.pool.load_state_dict(state["pool"])
 
 
-def show(run, syn, export=0):
-    """Leaves in the logs the latest images as one picture, the synthesis's terms, and `export` images of the pool as PNG files."""
-    save_grid(syn.shown(), run.record.logs / "synthetic.png", 10, 32)
+def save_pictures(run: Run, syn: Synthesiser, export: int = 0) -> None:
+    """Saves into the logs a picture of the latest images, the terms of all syntheses, and `export` images of the pool as PNG files."""
+    save_grid(syn.latest_images(), run.record.logs / "synthetic.png", 10, 32)
     syn.save_curves(run.record.logs / "synthesis.npy")
     if export:
         folder = run.record.logs / "pool"

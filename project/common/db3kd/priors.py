@@ -1,38 +1,49 @@
-"""What is known of a boundary before the teacher is asked about it: images change slowly from pixel to pixel, our own student has
-learned from the answers, and other images' boundary points are there. Nothing here asks the teacher.
+"""Prior knowledge about a decision boundary, used before the teacher is queried. No function here queries the teacher.
+
+There are three priors: low-frequency cosines (images are smooth), a surrogate network that learned the teacher's answers, and the
+boundary points of other images (the pilots).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def dct(k, shape):
-    """The k x k slowest cosines of each channel of images (C, H, W): orthonormal rows (C k^2, C H W)."""
+def dct_basis(k: int, shape: tuple[int, int, int]) -> Tensor:
+    """Returns the k x k cosines of lowest frequency of each channel of images (C, H, W): orthonormal rows (C k^2, C H W)."""
     c, *sides = shape
     waves = [torch.cos(math.pi / n * (torch.arange(n) + 0.5) * torch.arange(min(k, n))[:, None]) for n in sides]  # (k, n) each
     a, b = (w / w.norm(dim=1, keepdim=True) for w in waves)
     return torch.block_diag(*[torch.einsum("ah,bw->abhw", a, b).flatten(2).flatten(0, 1)] * c)
 
 
-def learn(net, x, y, epochs=8, steps=500, batch_size=128, lr=1e-3):
-    """Trains `net` on images x (N, ...) and their classes y (N,), as the surrogate of the teacher that gave them; `steps` at least."""
+def train_surrogate(
+    net: nn.Module, x: Tensor, y: Tensor, epochs: int = 8, steps: int = 500, batch_size: int = 128, lr: float = 1e-3
+) -> nn.Module:
+    """Returns `net`, trained with Adam on images x (N, ...) and the teacher's classes y (N,), in evaluation mode.
+
+    epochs: number of epochs, raised where necessary so that there are at least `steps` steps.
+    """
     adam = torch.optim.Adam(net.train().parameters(), lr)
     for _ in range(max(epochs, math.ceil(steps / math.ceil(len(x) / batch_size)))):
         for i in torch.randperm(len(x), device=x.device).split(batch_size):
-            if len(i) > 1:  # batch norm cannot train on one
+            if len(i) > 1:  # batch norm cannot train on one image
                 adam.zero_grad()
                 F.cross_entropy(net(x[i]), y[i]).backward()
                 adam.step()
     return net.eval()
 
 
-def crossing(net, x, target, start, steps=40):
-    """The nearest points to images x (P, C, H, W) in [0, 1] that `net` was seen to call by the class `target` (P,), from `start` on.
+def adversarial_points(net: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, start: Tensor, steps: int = 40) -> Tensor:
+    """Returns the nearest points (P, C, H, W) to images x (P, C, H, W) in [0, 1] that `net` assigns to the class `target` (P,).
 
-    Decoupled direction and norm, Rony et al. 2019, 1811.09600: a step of unit gradient, then a length a little shorter where the net says
-    the target, a little longer where not. Where it never does, `start` comes back.
+    The search starts at the points `start` (P, C, H, W) and returns them where the network never predicts the target.
+    It decouples direction and norm (Rony et al. 2019, https://arxiv.org/abs/1811.09600). Each step follows the unit gradient.
+    The distance then shrinks slightly if the network predicts the target, and grows slightly otherwise.
     """
     offset, best, shape = start - x, start.clone(), (-1, 1, 1, 1)
     length = offset.flatten(1).norm(dim=1)
@@ -53,13 +64,14 @@ def crossing(net, x, target, start, steps=40):
     return best
 
 
-def nearest_pilots(x, s, target, pilots, way, n):
-    """Unit directions (P, n, d) that other images of the same class took to the same target: their mean, then those of the n - 1 nearest.
+def pilot_directions(x: Tensor, s: Tensor, target: Tensor, pilots: Tensor, directions: Tensor, n: int) -> Tensor:
+    """Returns n unit directions (P, n, d) from pilot images of the same class to the same target class.
 
-    x: images (P, d), s, target: classes (P,); pilots (K, m, d): images of each class, way (K, K, m, d): their directions to each other
-    class, 0 where none is known.
+    The first is the mean over all pilots of the class; the others belong to the n - 1 pilots nearest to x.
+    x: images (P, d); s, target: classes (P,); pilots: images (K, m, d) of each class; directions (K, K, m, d): from each pilot to the
+    boundary of each other class, 0 if none is known.
     """
     apart = torch.stack([(x - own).norm(dim=1) for own in pilots[s].unbind(1)], 1)  # (P, m)
     near = apart.topk(min(n - 1, apart.shape[1]), largest=False).indices  # (P, n - 1)
-    found = torch.cat([way.mean(2)[s, target][:, None], way[s[:, None], target[:, None], near]], 1)
+    found = torch.cat([directions.mean(2)[s, target][:, None], directions[s[:, None], target[:, None], near]], 1)
     return found / found.norm(dim=2, keepdim=True).clamp_min(1e-12)

@@ -1,59 +1,71 @@
-"""GDA: the distribution of a student's logits over a batch is aligned with the teacher's, as a whole.
+"""GDA (Global Distribution Alignment): aligns the distribution of the student's logits over a batch with the teacher's.
 
-Two terms, beside any loss that compares image by image. Fisher-Rao: the distance of each row's mean and deviation from the teacher's.
-Sinkhorn: the cost of carrying the batch's predictions over to the teacher's, whichever image they belong to. The released code of
-«Logit Distillation via Global Distribution Alignment»; entropic transport as in SinKD.
+It adds two terms to a loss that compares image by image. The Fisher-Rao term is the distance between the mean and standard deviation of
+each image's logits and those of the teacher. The Sinkhorn term is the cost of transporting the student's predictions of a batch to the
+teacher's, whichever image they belong to.
+Source: the released code of "Logit Distillation via Global Distribution Alignment"; entropic transport as in SinKD.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..options import opt
 
-TAU, EPS, SWEEPS, TOLERANCE = 2.0, 0.1, 20, 1e-4  # temperature of the predictions, entropy of the plan, sweeps at most, error of its rows
+TAU = 2.0  # temperature of the predictions in the Sinkhorn term
+EPS = 0.1  # entropy regularisation of the transport plan
+SWEEPS = 20  # largest number of Sinkhorn sweeps
+TOLERANCE = 1e-4  # error of the plan's row sums at which the sweeps end
 
 
 @dataclass
 class AlignmentOptions:
-    """The options of both terms."""
+    """Options of the Fisher-Rao and the Sinkhorn term."""
 
     GROUP: ClassVar = "method"
 
-    gda: bool = opt(True, "leave out both terms of GDA: the base loss alone")
+    gda: bool = opt(True, "leave out the Fisher-Rao and the Sinkhorn term: train with the base loss only")
     w_fr: float = opt(0.02, "weight of the Fisher-Rao term", ge=0, alias="fisher_rao_lamda")
     w_sk: float = opt(12.8, "weight of the Sinkhorn term", ge=0)
     centre: bool = opt(False, "compare only the standard deviations of the logits in the Fisher-Rao term, not their means")
-    sk_tolerance: float = opt(1e-4, "largest error of the transport plan's row sums at which the sweeps end; 0: all 20 sweeps", ge=0, le=1)
-    debias: bool = opt(False, "subtract the Sinkhorn cost of each side against itself")
+    sk_tolerance: float = opt(
+        1e-4, "error of the transport plan's row sums at which the Sinkhorn sweeps end; 0: always 20 sweeps", ge=0, le=1
+    )
+    debias: bool = opt(False, "subtract the Sinkhorn costs of student and teacher against themselves from the Sinkhorn term")
 
 
-def aligned(s, t, args):
-    """The weighed terms {fr, sk} of logits s, t (B, K); one that weighs nothing is not evaluated."""
+def alignment_terms(s: Tensor, t: Tensor, args: AlignmentOptions) -> dict[str, Tensor]:
+    """Returns the weighted terms {fr, sk} of logits s, t (B, K). A term with weight 0 is not computed."""
     terms = {}
     if args.gda and args.w_fr:
         terms["fr"] = args.w_fr * fisher_rao(s, t, args.centre)
     if args.gda and args.w_sk:
-        how = {"tolerance": 0.0 if args.compile else args.sk_tolerance, "debias": args.debias}
-        terms["sk"] = args.w_sk * (compiled() if args.compile else sinkhorn)(s, t, **how)
+        options = {"tolerance": 0.0 if args.compile else args.sk_tolerance, "debias": args.debias}
+        terms["sk"] = args.w_sk * (compiled() if args.compile else sinkhorn)(s, t, **options)
     return terms
 
 
 @functools.cache
-def compiled():
-    """The Sinkhorn term as a few fused kernels; a loop that ends when it may would be a program a sweep."""
+def compiled() -> Callable[..., Tensor]:
+    """Returns `sinkhorn` compiled into a few fused kernels.
+
+    Callers use tolerance 0: a loop that can end early would be compiled once for each number of sweeps.
+    """
     return torch.compile(sinkhorn)
 
 
-def fisher_rao(s, t, centre=False):
-    """Mean distance, over the rows of logits s, t (B, K), of the normal distributions with a row's mean and unbiased deviation.
+def fisher_rao(s: Tensor, t: Tensor, centre: bool = False) -> Tensor:
+    """Returns the mean Fisher-Rao distance over the rows of logits s, t (B, K).
 
-    2 sqrt(2) arsinh sqrt(a / (8 sigma sigma')), a = (mu - mu')^2 + 2 (sigma - sigma')^2: the geodesic distance under the Fisher metric
-    (released: by artanh, which cancels and saturates). Zero, with a zero gradient, where both agree. centre: means do not count, since
-    a softmax does not see them.
+    A row stands for the normal distribution with its mean mu and unbiased standard deviation sigma. The distance is
+    2 sqrt(2) arsinh sqrt(a / (8 sigma sigma')), a = (mu - mu')^2 + 2 (sigma - sigma')^2: the geodesic distance of the Fisher metric.
+    (The released code uses artanh, which loses digits and saturates.) Distance and gradient are 0 for equal rows.
+    centre: ignore the means, since a softmax does not depend on them.
     """
     (var_s, mean_s), (var_t, mean_t) = torch.var_mean(s, 1), torch.var_mean(t, 1)
     tiny = torch.finfo(s.dtype).tiny ** 0.25
@@ -64,28 +76,32 @@ def fisher_rao(s, t, centre=False):
 
 
 class Arsinh(torch.autograd.Function):
-    """r -> arsinh sqrt(r), r >= 0; the gradient at 0, where it is infinite, is taken as 0."""
+    """Returns arsinh sqrt(r) for r >= 0. Its gradient at 0, which is infinite, is set to 0."""
 
     @staticmethod
-    def forward(ctx, r):
+    def forward(ctx: Any, r: Tensor) -> Tensor:
         ctx.save_for_backward(r)
         return r.sqrt().arcsinh()
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> Tensor:
         (r,) = ctx.saved_tensors
         return torch.where(r > 0, g / (2 * (r * (1 + r)).sqrt()), 0.0)
 
 
-def standardise(u):
-    """Rows of logits u (B, K) with mean 0 and unbiased deviation 1, as in logit standardization (2403.01427); a constant row is 0."""
+def standardise(u: Tensor) -> Tensor:
+    """Returns logits u (B, K) with mean 0 and unbiased standard deviation 1 per row; a constant row becomes 0.
+
+    Source: logit standardization, https://arxiv.org/abs/2403.01427.
+    """
     return (u - u.mean(1, keepdim=True)) / (u.std(1, keepdim=True) + 1e-7)
 
 
-def plan(cost, eps=EPS, sweeps=SWEEPS, tolerance=TOLERANCE):
-    """The entropic transport plan (B, B) of a cost (B, B): exp(-cost / eps), its rows and then its columns made to sum to 1, in turn.
+def transport_plan(cost: Tensor, eps: float = EPS, sweeps: int = SWEEPS, tolerance: float = TOLERANCE) -> Tensor:
+    """Returns the entropic transport plan (B, B) of a cost (B, B): exp(-cost / eps) with rows and columns scaled in turn to sum to 1.
 
-    In the log domain, so that nothing underflows. It ends when no row's sum is off by more than `tolerance` (0: never), or after `sweeps`.
+    It computes in the log domain to avoid underflow. It ends when no row sum is off by more than `tolerance` (0: never), or after
+    `sweeps` sweeps.
     """
     log = -cost / eps
     for _ in range(sweeps):
@@ -96,18 +112,20 @@ def plan(cost, eps=EPS, sweeps=SWEEPS, tolerance=TOLERANCE):
     return log.exp()
 
 
-def transport(p, q, eps=EPS, sweeps=SWEEPS, tolerance=TOLERANCE):
-    """The mean, over a batch, of the L1 distance over which the plan carries predictions p (B, K) to q (B, K): in [0, 2]."""
+def transport_cost(p: Tensor, q: Tensor, eps: float = EPS, sweeps: int = SWEEPS, tolerance: float = TOLERANCE) -> Tensor:
+    """Returns the mean L1 distance over which the plan transports predictions p (B, K) to predictions q (B, K): in [0, 2]."""
     cost = torch.cdist(p, q, 1)  # (B, B)
-    return (plan(cost, eps, sweeps, tolerance) * cost).sum() / len(p)
+    return (transport_plan(cost, eps, sweeps, tolerance) * cost).sum() / len(p)
 
 
-def sinkhorn(s, t, tau=TAU, eps=EPS, sweeps=SWEEPS, tolerance=TOLERANCE, debias=False):
-    """`transport` from the softmax of the student's standardised logits s (B, K), at temperature tau, to that of the teacher's t.
+def sinkhorn(
+    s: Tensor, t: Tensor, tau: float = TAU, eps: float = EPS, sweeps: int = SWEEPS, tolerance: float = TOLERANCE, debias: bool = False
+) -> Tensor:
+    """Returns the `transport_cost` between the softmax, at temperature tau, of standardised logits s and t (B, K).
 
-    debias: less half of what each side costs against itself, so that equal sides cost nothing.
+    debias: subtract half of the cost of each side against itself, so that equal sides cost 0.
     """
     p, q = ((standardise(u) / tau).softmax(1) for u in (s, t))
-    how = eps, sweeps, tolerance
-    own = (transport(p, p, *how) + transport(q, q, *how)) / 2 if debias else 0
-    return transport(p, q, *how) - own
+    options = eps, sweeps, tolerance
+    own = (transport_cost(p, p, *options) + transport_cost(q, q, *options)) / 2 if debias else 0
+    return transport_cost(p, q, *options) - own

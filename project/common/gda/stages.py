@@ -1,23 +1,27 @@
-"""Feature maps of a net's stages, whatever its family: of each height that its maps have, the last one."""
+"""Feature maps of the stages of a network of any family."""
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 
 from ..utils import UsageError
 
 
 class Stages:
-    """`with stages: net(x)` leaves in `stages.seen` the maps (B, C, H, W), the largest first; `shapes` are their (C, H, W).
+    """Records the feature maps of a network's stages: `with stages: net(x)` stores them in `stages.seen`.
 
-    They are found in one pass over an image of `shape` (C, H, W): for each height, but 1 where there are others, the last output of the
-    outermost blocks, where these have three heights; else of blocks further in, and at last of any layer.
+    seen: maps (B, C, H, W), the largest first; shapes: their (C, H, W).
+    The stages are found in one pass over an image of `shape` (C, H, W). For each height of the maps, the last map of that height is
+    used; height 1 is used only if there is no other. The maps are outputs of the outermost blocks if these have at least three heights.
+    Otherwise they are outputs of inner blocks, and finally of any layer. Raises UsageError if there is no feature map.
     """
 
-    def __init__(self, net, shape, device):
-        outputs, training = [], net.training  # (depth, is a block, height, module, (C, H, W)) in the order of their ends
+    def __init__(self, net: nn.Module, shape: tuple[int, int, int], device: torch.device | str) -> None:
+        outputs, training = [], net.training  # (depth, is a block, height, module, (C, H, W)) in order of computation
 
         def note(name, module):
             def hook(module, inputs, output):
-                if isinstance(output, torch.Tensor) and output.dim() == 4:
+                if isinstance(output, Tensor) and output.dim() == 4:
                     block = any(True for _ in module.children())
                     outputs.append((name.count("."), block, output.shape[2], module, tuple(output.shape[1:])))
 
@@ -30,16 +34,18 @@ class Stages:
         for hook in hooks:
             hook.remove()
         for depth in (*range(4), None):
-            chosen = {h: (m, of) for d, block, h, m, of in outputs if depth is None or (d <= depth and block)}
+            chosen = {h: (m, size) for d, block, h, m, size in outputs if depth is None or (d <= depth and block)}
             if len(chosen) >= 3:
                 break
         if not chosen:
-            raise UsageError(f"{type(net).__name__} has no feature maps, so that no stages of it can be compared; take a base of logits")
+            raise UsageError(
+                f"{type(net).__name__} has no feature maps that could be compared; use a base loss of logits, such as --base kd"
+            )
         order = sorted((h for h in chosen if h > 1 or len(chosen) == 1), reverse=True)
         self.modules, self.shapes = zip(*(chosen[h] for h in order), strict=True)
         self.seen = []
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.seen = [None] * len(self.modules)
 
         def keep(i):
@@ -50,6 +56,6 @@ class Stages:
 
         self.hooks = [m.register_forward_hook(keep(i)) for i, m in enumerate(self.modules)]
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for hook in self.hooks:
             hook.remove()

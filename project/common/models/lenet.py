@@ -1,35 +1,42 @@
-"""LeNet-5 and AlexNet (CIFAR) as in DB3KD (Wang 2021), with their halves, fifth and quarter."""
+"""LeNet-5 and AlexNet for CIFAR as in DB3KD (Wang 2021, https://arxiv.org/abs/2106.03310), also with fewer channels.
+
+divisor: number by which the widths of all layers are divided (`_half`, `_fifth`, `_quarter`).
+"""
+
+from collections.abc import Callable
 
 import torch.nn as nn
+from torch import Tensor
 
 from .base import Classifier
 
 
 class LeNet5(Classifier):
-    """Two 5x5 convolutions without padding, each with ReLU and max-pool; a hidden layer; logits."""
+    """Two 5x5 convolutions without padding, each with ReLU and max-pool; one hidden layer; the logits."""
 
-    def __init__(self, classes, channels, size, share):
+    def __init__(self, classes: int, channels: int, size: int, divisor: int) -> None:
         super().__init__()
-        a, b, hidden = 20 // share, 50 // share, 200 // share
+        a, b, hidden = 20 // divisor, 50 // divisor, 200 // divisor
         side = ((size - 4) // 2 - 4) // 2  # 28 -> 24 -> 12 -> 8 -> 4
         self.convs = nn.Sequential(*self.stage(channels, a), *self.stage(a, b), nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(b * side * side, hidden), nn.ReLU())
         self.fc = nn.Linear(hidden, classes)
 
     @staticmethod
-    def stage(cin, cout):
+    def stage(cin: int, cout: int) -> tuple[nn.Module, ...]:
+        """Returns the layers of one convolution."""
         return nn.Conv2d(cin, cout, 5), nn.ReLU(), nn.MaxPool2d(2)
 
-    def embed(self, x):
-        return self.hidden(self.convs(x))  # (B, 200 // share)
+    def embed(self, x: Tensor) -> Tensor:
+        return self.hidden(self.convs(x))  # (B, 200 // divisor)
 
 
 class AlexNet(Classifier):
-    """Five 3x3 convolutions with batch norm, the first of stride 2; two hidden layers with batch norm after dropout."""
+    """Five 3x3 convolutions with batch norm, the first with stride 2; two hidden layers, each with dropout and then batch norm."""
 
-    def __init__(self, classes, channels, size, share):
+    def __init__(self, classes: int, channels: int, size: int, divisor: int) -> None:
         super().__init__()
-        widths, hidden = [w // share for w in (64, 192, 384, 256, 256)], 4096 // share
+        widths, hidden = [w // divisor for w in (64, 192, 384, 256, 256)], 4096 // divisor
         layers, cin = [], channels
         for i, width in enumerate(widths):
             layers += [nn.Conv2d(cin, width, 3, 1 if i else 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
@@ -41,16 +48,18 @@ class AlexNet(Classifier):
         self.fc = nn.Linear(hidden, classes)
 
     @staticmethod
-    def block(cin, cout):
+    def block(cin: int, cout: int) -> tuple[nn.Module, ...]:
+        """Returns the layers of one hidden layer."""
         return nn.Linear(cin, cout), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(cout)
 
-    def embed(self, x):
-        return self.hidden(self.convs(x))  # (B, 4096 // share)
+    def embed(self, x: Tensor) -> Tensor:
+        return self.hidden(self.convs(x))  # (B, 4096 // divisor)
 
 
-def sized(family, share):
-    return lambda classes, channels, size: family(classes, channels, size, share)
+def sized(family: type[LeNet5 | AlexNet], divisor: int) -> Callable[[int, int, int], Classifier]:
+    """Returns a function of (classes, channels, size) that makes this family with its widths divided."""
+    return lambda classes, channels, size: family(classes, channels, size, divisor)
 
 
-MODELS = {"LeNet5" + tail: sized(LeNet5, share) for tail, share in {"": 1, "_half": 2, "_fifth": 5}.items()}
-MODELS |= {"AlexNet" + tail: sized(AlexNet, share) for tail, share in {"": 1, "_half": 2, "_quarter": 4}.items()}
+MODELS = {"LeNet5" + tail: sized(LeNet5, divisor) for tail, divisor in {"": 1, "_half": 2, "_fifth": 5}.items()}
+MODELS |= {"AlexNet" + tail: sized(AlexNet, divisor) for tail, divisor in {"": 1, "_half": 2, "_quarter": 4}.items()}

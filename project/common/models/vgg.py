@@ -1,20 +1,31 @@
 """VGG for small images (Simonyan & Zisserman 2015): five blocks of 3x3 convolutions, global average pool, one linear layer."""
 
+from collections.abc import Callable
+
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from .base import Classifier, conv_bn, init_fan_out
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # a block each
+CONVS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}  # by depth: number of convolutions per block
 
 
 class VGG(Classifier):
+    """VGG of a depth in CONVS; bn: with batch norm after each convolution."""
+
     HEAD = "classifier"
 
-    def __init__(self, classes, channels, size, depth, bn):
+    def __init__(self, classes: int, channels: int, size: int, depth: int, bn: bool) -> None:
         super().__init__()
-        self.pools, cin = (3 if size < 64 else 4), channels  # a max-pool after blocks 0, 1, 2, and after 3 from 64 x 64 on
+        self.pools, cin = (3 if size < 64 else 4), channels  # a max-pool follows blocks 0, 1 and 2; from 64 x 64 pixels on, also block 3
         for i, (width, convs) in enumerate(zip(WIDTHS, CONVS[depth], strict=True)):
             layers = []
             for _ in range(convs):
@@ -24,7 +35,7 @@ class VGG(Classifier):
         self.classifier = nn.Linear(cin, classes)
         init_fan_out(self, linear_std=0.01)
 
-    def embed(self, x):
+    def embed(self, x: Tensor) -> Tensor:
         for i in range(5):
             x = getattr(self, f"block{i}")(x)
             if i < self.pools:
@@ -32,7 +43,8 @@ class VGG(Classifier):
         return x.mean((2, 3))  # (B, 512)
 
 
-def vgg(depth, bn):
+def vgg(depth: int, bn: bool) -> Callable[[int, int, int], Classifier]:
+    """Returns a function of (classes, channels, size) that makes a VGG."""
     return lambda classes, channels, size: VGG(classes, channels, size, depth, bn)
 
 
