@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import killed_after
 
 from common.aeahl.attack import Attack
-from common.aeahl.inversion import Taps
+from common.aeahl.inversion import BatchNormHooks
 from common.aeahl.nets import Fusion, Perturbation, recalibrate
 from common.aeahl.pool import Pool, read_pool
 from common.aeahl.reuse import make_generator
@@ -39,8 +39,8 @@ def opened(script):
 
 
 def synthesiser(run, loss=None, **more):
-    G, shares = make_generator(run)
-    taps = Taps(run.teacher.norms(), 0.9)
+    G, lr_factors = make_generator(run)
+    taps = BatchNormHooks(run.teacher.norms(), 0.9)
 
     def plain(images, wanted):
         x = run.data.view(images, run.args.augment)
@@ -48,7 +48,7 @@ def synthesiser(run, loss=None, **more):
             t, _ = run.teacher.inside(x)
         return {"bn": taps.loss(), "oh": F.cross_entropy(t, wanted), "adv": (t - run.student(x)).square().mean()}
 
-    return Synthesiser(run, G, loss or plain, taps, shares, **more)
+    return Synthesiser(run, G, loss or plain, taps, lr_factors, **more)
 
 
 def copy_of(net):
@@ -149,11 +149,11 @@ def test_fomaml_is_the_sum_of_the_copys_gradients_and_reptile_its_way(opened):
     for meta in ("fomaml", "reptile"):
         run = opened(generator="single", meta=meta, lr_z=0.0)
         syn = synthesiser(run)
-        inner, syn.main = 0.01, torch.optim.SGD(syn.G.parameters(), 1.0)
-        syn.adam = lambda net, lr, more, inner=inner: torch.optim.SGD(net.parameters(), inner)
+        inner, syn.outer = 0.01, torch.optim.SGD(syn.G.parameters(), 1.0)
+        syn.make_adam = lambda net, lr, more, inner=inner: torch.optim.SGD(net.parameters(), inner)
         before = {k: p.detach().clone() for k, p in syn.G.named_parameters()}
         syn.synthesise()
-        for (k, p), q in zip(syn.G.named_parameters(), syn.moved.parameters(), strict=True):
+        for (k, p), q in zip(syn.G.named_parameters(), syn.inner.parameters(), strict=True):
             way = before[k] - q.detach()  # inner * (g1 + g2)
             assert torch.allclose(before[k] - p.detach(), way / inner if meta == "fomaml" else 67 * way, atol=1e-3, rtol=1e-2)
 
@@ -162,8 +162,8 @@ def test_latents_move_within_a_synthesis_and_are_drawn_anew(opened):
     run = opened(g_steps=3)
     seen = []
     syn = synthesiser(run)
-    forward = syn.moved.forward
-    syn.moved.forward = lambda z: (seen.append(z.detach().clone()), forward(z))[1]
+    forward = syn.inner.forward
+    syn.inner.forward = lambda z: (seen.append(z.detach().clone()), forward(z))[1]
     syn.synthesise()
     syn.synthesise()
     assert not torch.equal(seen[0], seen[2]) and (seen[0] - seen[2]).abs().max() < 0.05 and (seen[3] - seen[2]).abs().max() > 0.5
@@ -222,13 +222,13 @@ def test_a_pool_rounds_keeps_and_can_be_read_at_any_time(tmp_path):
     again.add(x[:8])
     assert np.array_equal(np.load(tmp_path / "pool.npy"), again.x.numpy())
     Pool(tmp_path / "pool.npy", 64, (1, 8, 8), "cpu").add(1 - x)
-    with pytest.raises(UsageError, match="not the pool that this run made"):
+    with pytest.raises(UsageError, match="not the pool of this run"):
         again.load_state_dict(state)
-    with pytest.raises(UsageError, match=r"uint8 \(16, 1, 8, 8\), not uint8 images \(N, 3, 8, 8\); a pool of another run"):
+    with pytest.raises(UsageError, match=r"uint8 \(16, 1, 8, 8\), not uint8 images \(N, 3, 8, 8\); use the pool.npy of a run"):
         read_pool(tmp_path / "pool.npy", (3, 8, 8))
     (tmp_path / "no.npy").write_bytes(b"\x93NUMPY\x01")
     torch.save({"a": x}, tmp_path / "weights.pt")
-    for name, words in (("no.npy", "cannot be read as a pool"), ("none.npy", "no pool"), ("weights.pt", "holds no array")):
+    for name, words in (("no.npy", "cannot be read as a pool"), ("none.npy", "no pool"), ("weights.pt", "contains no array")):
         with pytest.raises(UsageError, match=words):
             read_pool(tmp_path / name, (1, 8, 8))
 
@@ -456,24 +456,26 @@ def test_what_a_run_leaves_can_be_taken_up_by_another(script):
     old = {"mode": "reuse_common", "reuse_generator_path": folder / "generator.pt"}
     script("AEAHL", **SMALL | old | {"keep": "loss", "tag": "next"})
     script("AEAHL", **SMALL | old | {"keep": "activation", "tag": "single", "generator": "single"})
-    for more, words in {("latent", 12): "latent 8, not 12", ("ngf", 6): "ngf 4, not 6", ("img_size", 12): "shape"}.items():
-        with pytest.raises(
-            UsageError, match=words if more[0] != "img_size" else r"no teacher|it was made for shape \[1, 8, 8\], not \[1, 12, 12\]"
-        ):
+    for more, words in {
+        ("latent", 12): r"latent 8 \(this run: 12\)",
+        ("ngf", 6): r"ngf 4 \(this run: 6\)",
+        ("img_size", 12): "shape",
+    }.items():
+        with pytest.raises(UsageError, match=words if more[0] != "img_size" else r"no teacher|was made for shape \[1, 8, 8\]"):
             script("AEAHL", **SMALL | old | {more[0]: more[1], "tag": "wrong"})
-    with pytest.raises(UsageError, match="give its --reuse_generator_path; first run: python project/AEAHL.py"):
+    with pytest.raises(UsageError, match="needs --reuse_generator_path, .*; first run: python project/AEAHL.py"):
         script("AEAHL", **SMALL | {"mode": "reuse_fix"})
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="is not a checkpoint of a generator or decoder"):
         script("AEAHL", **SMALL | old | {"reuse_decoder_path": folder / "generator.pt", "tag": "w"})
 
 
 def test_wrong_options_are_said_before_anything_is_made(script):
     cases = {
-        "goes with --meta fresh": {"generator": "pixels"},
-        "goes with --images pool": {"cache": True, "images": "fresh"},
-        "nothing to go by": {"w_bn": 0, "w_oh": 0, "w_adv": 0},
+        "use --meta fresh --images pool": {"generator": "pixels"},
+        "use --images pool --contrast 0": {"cache": True, "images": "fresh"},
+        "so that it has no loss; use one of --w_bn": {"w_bn": 0, "w_oh": 0, "w_adv": 0},
         "no pool": {"init_pool": "none.npy"},
-        "nothing to reuse": {"mode": "reuse_fix", "reuse_generator_path": "x", "meta": "fresh"},
+        "does not keep a generator": {"mode": "reuse_fix", "reuse_generator_path": "x", "meta": "fresh"},
         "AEAHL needs inside answers": {"response": "soft"},
     }
     for words, options in cases.items():

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from common.gda.alignment import aligned, fisher_rao, plan, sinkhorn, standardise, transport
-from common.gda.bases import BASES, compared
+from common.gda.alignment import alignment_terms, fisher_rao, sinkhorn, standardise, transport_cost, transport_plan
+from common.gda.bases import BASES, distillation_terms
 from common.losses import kl
 from common.options import flags, parse
 from common.utils import UsageError
@@ -32,7 +32,7 @@ def test_golden_numbers(dtype):
     W = [[0.600978, 0.379525, 0.282034], [0.528913, 0.351205, 0.264428], [0.278139, 0.312295, 0.551726]]
     P = [[0.096018, 0.383045, 0.520937], [0.148744, 0.383137, 0.468119], [0.755237, 0.233818, 0.010944]]
     assert torch.allclose(torch.cdist(p, q, 1), torch.tensor(W, dtype=dtype), atol=1e-6)
-    assert torch.allclose(plan(torch.cdist(p, q, 1), tolerance=0), torch.tensor(P, dtype=dtype), atol=1e-6)
+    assert torch.allclose(transport_plan(torch.cdist(p, q, 1), tolerance=0), torch.tensor(P, dtype=dtype), atol=1e-6)
 
 
 # ---- Fisher-Rao
@@ -78,9 +78,9 @@ def test_standardised_rows():
 
 def test_one_and_two_images_in_closed_form():
     p, q = (torch.rand(1, 6, dtype=torch.double).softmax(1) for _ in range(2))
-    assert transport(p, q).item() == pytest.approx((p - q).abs().sum().item())
+    assert transport_cost(p, q).item() == pytest.approx((p - q).abs().sum().item())
     W = torch.rand(2, 2, dtype=torch.double)
-    P = plan(W, 0.3, 2000, 1e-12)
+    P = transport_plan(W, 0.3, 2000, 1e-12)
     share = torch.sigmoid((W[0, 1] + W[1, 0] - W[0, 0] - W[1, 1]) / 0.6)
     assert torch.allclose(P, torch.stack([torch.stack([share, 1 - share]), torch.stack([1 - share, share])]), atol=1e-9)
 
@@ -89,21 +89,21 @@ def test_a_plan_is_doubly_stochastic_whatever_the_order_and_the_entropy():
     torch.manual_seed(0)
     s, t = torch.randn(2, 20, 7, dtype=torch.double)
     W = torch.cdist(s.softmax(1), t.softmax(1), 1)
-    P = plan(W, sweeps=500)
+    P = transport_plan(W, sweeps=500)
     assert torch.allclose(P.sum(0), torch.ones(20, dtype=torch.double), atol=1e-12) and (P.sum(1) - 1).abs().max() <= 1e-4
     order = torch.randperm(20)
     assert sinkhorn(s, t[order]).item() == pytest.approx(sinkhorn(s, t).item(), abs=1e-9)
     assert sinkhorn(s * torch.rand(20, 1, dtype=torch.double).add(0.5), t + 3).item() == pytest.approx(sinkhorn(s, t).item(), abs=1e-5)
-    assert torch.allclose(plan(W[:, :1].expand(20, 20)), torch.full((20, 20), 1 / 20, dtype=torch.double))
+    assert torch.allclose(transport_plan(W[:, :1].expand(20, 20)), torch.full((20, 20), 1 / 20, dtype=torch.double))
     exact = W[linear_sum_assignment(W.numpy())].sum().item()
-    assert (plan(W, 5e-4, 20000, 1e-7) * W).sum().item() == pytest.approx(exact, abs=5e-3)
-    assert (plan(W, 1e6) * W).sum().item() == pytest.approx(W.sum().item() / 20, rel=1e-5)
-    assert plan(W.float(), 1e-3).isfinite().all()
+    assert (transport_plan(W, 5e-4, 20000, 1e-7) * W).sum().item() == pytest.approx(exact, abs=5e-3)
+    assert (transport_plan(W, 1e6) * W).sum().item() == pytest.approx(W.sum().item() / 20, rel=1e-5)
+    assert transport_plan(W.float(), 1e-3).isfinite().all()
     plain = (-W / 0.1).exp()
     for _ in range(20):
         plain = plain / plain.sum(1, keepdim=True)
         plain = plain / plain.sum(0, keepdim=True)
-    assert torch.allclose(plan(W, tolerance=0), plain, atol=1e-12)
+    assert torch.allclose(transport_plan(W, tolerance=0), plain, atol=1e-12)
 
 
 def test_the_sinkhorn_term_is_a_mean_with_the_full_gradient_and_without_bias_where_asked():
@@ -192,9 +192,9 @@ def test_mlkd_is_its_formula_and_nothing_for_equal_logits():
 @pytest.mark.parametrize("base", ["kd", "dkd", "dist", "mlkd", "adaptconf"])
 def test_losses_are_as_exact_where_nets_compute_in_bfloat16(base):
     args, s, t = parse(GDA.Args, ["--base", base]), S.float(), T.float()
-    plain = compared(s, t, Y, args, 0)
+    plain = distillation_terms(s, t, Y, args, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(torch.equal(v, plain[k]) for k, v in compared(s, t, Y, args, 0).items())
+        assert all(torch.equal(v, plain[k]) for k, v in distillation_terms(s, t, Y, args, 0).items())
 
 
 def test_mixed_labels_count_for_dkd_as_their_largest():
@@ -235,7 +235,7 @@ def test_the_released_scripts_settings():
     assert (a.w_sk, a.sk_tolerance, a.w_fr, a.temperature, a.epochs, a.batch_size, a.ranks) == (12.8, 0, 0.02, 4, 240, 768, 6)
     s, t = torch.randn(128, 10), torch.randn(128, 10)
     term = sinkhorn(s, t, tolerance=0.0).item() * len(s)  # released: 0.1 of the sum over the 128 images of a GPU
-    assert aligned(s, t, a)["sk"].item() == pytest.approx(0.1 * term, rel=1e-6)
+    assert alignment_terms(s, t, a)["sk"].item() == pytest.approx(0.1 * term, rel=1e-6)
 
 
 @pytest.mark.parametrize("more", [{"preset": "parity"}, {"preset": "timm", "augment": "auto", "mixup": 0.2}, {"mixup": 0.1, "base": "dkd"}])
@@ -261,7 +261,7 @@ def prepared(script, more):
 
 def test_mixed_images_are_nobodys(script):
     for more in ({"transfer": "x"}, {"cache": True, "augment": "crop"}):
-        with pytest.raises(UsageError, match="it goes without --cache and --transfer"):
+        with pytest.raises(UsageError, match="leave out --cache and --transfer"):
             script("GDA", mixup=0.1, **more)
 
 
@@ -271,7 +271,7 @@ def test_labels_or_the_teachers_word_and_images_that_change(script):
     script("MEKD", epochs=1, steps=2, lamda=0.2, queries=60, response="logits")
     bought = next((script.home / "checkpoints/MEKD").rglob("transfer.safetensors"))
     given = {"epochs": 1, "lamda": 0.2, "transfer": bought, "tag": "made"}
-    with pytest.raises(UsageError, match="images that have no label; take --gt_source teacher"):
+    with pytest.raises(UsageError, match="images without labels; use --gt_source teacher"):
         script("GDA", **given)
     assert script("GDA", **given, gt_source="teacher")["own"]["queries"] == 0
     with pytest.raises(UsageError, match="GDA needs logits answers, --response soft gives less"):

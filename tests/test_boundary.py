@@ -5,8 +5,17 @@ import math
 import pytest
 import torch
 
-from common.db3kd.boundary import GAP, bisect, directions, gallop, nearest_of_class, others, signs, soft_labels
-from common.db3kd.search import STEPS, Search, best_number
+from common.db3kd.boundary import (
+    LOGIT_GAP,
+    bisect,
+    gallop,
+    nearest_of_class,
+    nearest_other_class,
+    random_directions,
+    random_signs,
+    soft_labels,
+)
+from common.db3kd.search import STEPS, Search, best_num_queries
 
 
 class Counted:
@@ -42,18 +51,18 @@ def begin(label, x, bank, K, m=8, **options):
 
 def measure(label, x, bank, K, m=8, tolerance=1e-6):
     search, index, distance = begin(label, x, bank, K, m)
-    search.rays(bank, index, distance, tolerance)
-    assert search.count.sum() == search.label.queries  # every query is some pair's
+    search.bisect_rays(bank, index, distance, tolerance)
+    assert search.count.sum() == search.classify.queries  # every query is some pair's
     N = len(x)
-    return search.r.view(N, K), search.count.view(N, K), distance.view(N, K, -1), search.label
+    return search.r.view(N, K), search.count.view(N, K), distance.view(N, K, -1), search.classify
 
 
 def minimal(label, x, bank, K, budget=2000, stages=(("arc", None),), **options):
     """MBD; every distance has a hit at it and a miss a little below along the same ray."""
     search, index, distance = begin(label, x, bank, K, budgets=(budget,), **options)
-    search.rays(bank, index, distance)
+    search.bisect_rays(bank, index, distance)
     search.minimise(list(stages))
-    assert search.count.sum() == search.label.queries and search.count.max() <= budget
+    assert search.count.sum() == search.classify.queries and search.count.max() <= budget
     certified(search)
     return search.r.view(len(x), K)
 
@@ -112,7 +121,7 @@ def test_what_cannot_be_reached_is_infinite_and_gives_finite_labels():
     d, asked, _, _ = measure(label, points([0]), points([0], [0.1]), 3)  # the image itself, and one of its own class
     assert (d == math.inf).all() and asked.sum() == 0
     assert torch.equal(soft_labels(d, torch.tensor([0]), "inverse"), torch.zeros(1, 3))
-    assert torch.equal(soft_labels(d, torch.tensor([0])), torch.tensor([[0.0, -GAP, -GAP]]).double())
+    assert torch.equal(soft_labels(d, torch.tensor([0])), torch.tensor([[0.0, -LOGIT_GAP, -LOGIT_GAP]]).double())
 
 
 def random_case(n=40, bank=60, K=4, dim=6):
@@ -126,7 +135,7 @@ def test_certificate_and_order_sd_bd_mbd():
     label, x, b, K = random_case()
     search, index, rays = begin(label, x, b, K)
     sd = search.r.clone()
-    search.rays(b, index, rays, 1e-5)
+    search.bisect_rays(b, index, rays, 1e-5)
     bd = search.r.clone()
     certified(search)
     search.minimise([("arc", None)], queries=20)
@@ -206,9 +215,9 @@ def test_linear_labels_are_the_logits_of_a_linear_teacher():
     t = soft_labels(d, s)
     gap = z - z.gather(1, s[:, None])
     assert torch.allclose(t / t[0, 2], gap / gap[0, 2]) and torch.equal(t.argmax(1), s)
-    assert torch.allclose(t, soft_labels(7 * d, s)) and t[d == d[d < math.inf].median()].item() == pytest.approx(-GAP)
+    assert torch.allclose(t, soft_labels(7 * d, s)) and t[d == d[d < math.inf].median()].item() == pytest.approx(-LOGIT_GAP)
     far = soft_labels(torch.tensor([[math.inf, 1.0, 2.0, math.inf]]), torch.tensor([0]), scale="none")
-    assert far[0].tolist() == [0, -GAP, -2 * GAP, -2 * GAP]  # class 3 is as far as the farthest that was reached
+    assert far[0].tolist() == [0, -LOGIT_GAP, -2 * LOGIT_GAP, -2 * LOGIT_GAP]  # class 3 is as far as the farthest that was reached
 
 
 # ---- MBD against closed forms
@@ -236,9 +245,9 @@ def test_a_ray_that_never_crosses_is_unreachable_and_a_slanted_one_farther():
     """O2: g(theta) = d* / cos."""
     s = Search(points([0, 0]), torch.tensor([0]), half_space, 2, bounds=None)
     p, way = torch.tensor([1]), points([0, 1])
-    s.guess(p, -30 * way)
+    s.probe(p, -30 * way)
     assert s.r[1] == math.inf
-    s.guess(p, way, (1.0, 2.0, 4.0))
+    s.probe(p, way, (1.0, 2.0, 4.0))
     s.certify()
     assert s.r[1].item() == pytest.approx(2 / 0.8, rel=2e-3) and s.r[0] == math.inf
 
@@ -307,7 +316,7 @@ def test_mbd_in_the_box():
     """O9: the nearest point of the half space within [0, 1]^2 is (1, .5) at sqrt .1; the unconstrained .2828 is outside."""
     line = lambda x: (x.clamp(0, 1).sum(1) >= 1.5).long()  # noqa: E731
     search, index, distance = begin(line, points([0.9, 0.2]), points([0.6, 0.95], [0.95, 0.9]), 2, bounds=(0.0, 1.0), budgets=(2000,))
-    search.rays(points([0.6, 0.95], [0.95, 0.9]), index, distance)
+    search.bisect_rays(points([0.6, 0.95], [0.95, 0.9]), index, distance)
     search.minimise([("arc", None)])
     assert search.r[1].item() == pytest.approx(math.sqrt(0.1), rel=2e-3) and search.near[1].tolist() == pytest.approx([1, 0.5], abs=0.03)
     assert search.near[1].max() <= 1 and search.near[1].min() >= 0
@@ -318,7 +327,7 @@ def test_a_wrong_source_ends_and_is_flagged():
     s = Search(points([5, 5]), torch.tensor([0]), half_space, 2, bounds=None, budgets=(500,))
     index, distance = torch.tensor([[0], [0]]), points([math.inf], [5.0])
     s.start(points([8, 9]), index, distance)
-    s.rays(points([8, 9]), index, distance)
+    s.bisect_rays(points([8, 9]), index, distance)
     s.minimise([("arc", None)])
     assert (
         s.gap[1] == 1
@@ -341,7 +350,7 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
         independent = lambda n, m, seed, number, like: torch.nn.functional.normalize(  # noqa: E731
             torch.randn(n, m, generator=torch.Generator().manual_seed(number), dtype=like.dtype), dim=1
         )
-        monkeypatch.setattr(module, "directions", independent)
+        monkeypatch.setattr(module, "random_directions", independent)
     runs, g = 150, torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize
     normal = unit(torch.randn(1, d, generator=g, dtype=torch.double), dim=1)
@@ -351,10 +360,10 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
         torch.zeros(runs, d, dtype=torch.double), torch.zeros(runs, dtype=torch.long), lambda x: (x @ normal[0] >= 1).long(), 0, bounds=None
     )
     p = torch.arange(runs)
-    for s.number in range(1, T + 1):
+    for s.iteration in range(1, T + 1):
         along = ray @ normal.T  # (runs, 1)
         s.near, s.r = ray / along, 1 / along[:, 0]
-        v = s.slope(p, module.directions(K, d, 0, s.number, s.x), None)
+        v = s.estimate_normal(p, module.random_directions(K, d, 0, s.iteration, s.x), None)
         ray = unit(along * ray + (v @ normal.T) * v, dim=1)  # the normal's part in the plane of both
     left = (1 - (ray @ normal.T) ** 2).mean().item()
     many = math.sin(phi) ** 2 * (1 + 2 * K / (math.pi * (d - 1))) ** -T
@@ -368,11 +377,11 @@ def test_the_convergence_law(d, K, T, phi, law, orthogonal, monkeypatch):
 
 
 def test_best_number_is_that_of_the_law():
-    from common.db3kd.search import ARC, SETTLE
+    from common.db3kd.search import ARC_QUERIES, RAY_QUERIES
 
     for m in (100, 784):
-        gain = {k: math.log(1 + 2 * k / (math.pi * (m - 1))) / (k + ARC + SETTLE) for k in range(4, 800)}
-        assert gain[best_number(m)] >= 0.98 * max(gain.values())
+        gain = {k: math.log(1 + 2 * k / (math.pi * (m - 1))) / (k + ARC_QUERIES + RAY_QUERIES) for k in range(4, 800)}
+        assert gain[best_num_queries(m)] >= 0.98 * max(gain.values())
 
 
 def linear(K=4, d=30, n=12, bank=80):
@@ -384,7 +393,7 @@ def linear(K=4, d=30, n=12, bank=80):
 
 def run_of(x, label, b, K, keys=None, budgets=(120, 400), **options):
     search, index, distance = begin(label, x, b, K, budgets=budgets, keys=keys, bounds=(0.0, 1.0))
-    search.rays(b, index, distance)
+    search.bisect_rays(b, index, distance)
     search.minimise([("arc", None)], **options)
     return search
 
@@ -416,7 +425,7 @@ def test_budgets_are_strict_and_the_curve_falls():
     label, x, b, K = linear()
     s = run_of(x, label, b, K, budgets=(5, 60, 120, 300, 700))
     known = s.r < math.inf
-    assert s.count.max() <= 700 and s.count.sum() == s.label.queries
+    assert s.count.max() <= 700 and s.count.sum() == s.classify.queries
     assert (s.spent <= s.budgets).all() and (s.curve[known].diff(dim=1) <= 0).all() and torch.equal(s.curve[:, -1], s.r)
     early = run_of(x, label, b, K, budgets=(300,))
     assert (s.curve[known, 3] <= early.r[known] * 1.05).all()
@@ -424,11 +433,11 @@ def test_budgets_are_strict_and_the_curve_falls():
 
 def test_untargeted_is_the_nearest_of_the_targeted():
     label, x, b, K = linear()
-    index, distance = others(*nearest_of_class(x, label(x), b, label(b), K, 8))
+    index, distance = nearest_other_class(*nearest_of_class(x, label(x), b, label(b), K, 8))
     assert (label(b)[index] != label(x)[:, None]).all() and (distance.diff(dim=1) >= 0).all()
     s = Search(x, label(x), label, 0, budgets=(8000,))
     s.start(b, index, distance)
-    s.rays(b, index, distance)
+    s.bisect_rays(b, index, distance)
     s.minimise([("arc", None)])
     certified(s)
     nearest = run_of(x, label, b, K, budgets=(8000,)).r.view(-1, K).amin(1)
@@ -437,9 +446,11 @@ def test_untargeted_is_the_nearest_of_the_targeted():
 
 
 def test_directions_are_orthogonal_and_signs_are_fair_and_the_pairs_own():
-    q = directions(70, 30, 0, 1, torch.zeros(1, dtype=torch.double))
+    q = random_directions(70, 30, 0, 1, torch.zeros(1, dtype=torch.double))
     assert torch.allclose(q[:30] @ q[:30].T, torch.eye(30, dtype=torch.double), atol=1e-9) and len(q) == 70
-    s = signs(torch.arange(200), 3, 500)
+    s = random_signs(torch.arange(200), 3, 500)
     assert set(s.unique().tolist()) == {-1, 1} and abs(s.double().mean()) < 0.01
     assert (s.double() @ s.double().T / 500 - torch.eye(200)).abs().max() < 0.3
-    assert torch.equal(signs(torch.tensor([7]), 3, 500)[0], s[7]) and not torch.equal(signs(torch.tensor([7]), 4, 500)[0], s[7])
+    assert torch.equal(random_signs(torch.tensor([7]), 3, 500)[0], s[7]) and not torch.equal(
+        random_signs(torch.tensor([7]), 4, 500)[0], s[7]
+    )

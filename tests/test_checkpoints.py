@@ -55,8 +55,8 @@ def test_an_mdistiller_trainers_file_gives_the_student(tmp_path):
     student, teacher = net().state_dict(), build("VGG8", 10, (1, 8, 8)).state_dict()
     both = {f"module.student.{k}": v for k, v in student.items()} | {f"module.teacher.{k}": v for k, v in teacher.items()}
     torch.save({"epoch": 3, "model": both, "best_acc": 70.0}, tmp_path / "latest")
-    found, _ = checkpoints.read_weights(tmp_path / "latest")
-    assert found.keys() == student.keys() and all(torch.equal(found[k], v) for k, v in student.items())
+    found = loaded(tmp_path / "latest")
+    assert all(torch.equal(found[k], v) for k, v in student.items())
 
 
 def test_what_does_not_fit_is_said_with_counts_and_names(tmp_path):
@@ -92,7 +92,7 @@ def test_a_runs_student_is_loaded_with_its_preprocessing_and_classes(script):
     assert 100 * (s.argmax(1) == data.test.y).double().mean().item() == pytest.approx(result["accuracy"])
     big = preprocess(torch.randint(0, 256, (2, 3, 30, 40), dtype=torch.uint8))
     assert big.shape == (2, 1, 8, 8) and big.min() >= -1 and big.max() <= 1
-    meta = checkpoints.read(path)["meta"]
+    meta = checkpoints.read(path)["meta"]["data"]
     assert (meta["mean"], meta["std"], meta["names"]) == ([0.5], [0.5], classes)
 
 
@@ -119,7 +119,7 @@ def test_a_students_preprocessing_is_that_of_its_folder(tmp_path):
 
 def test_a_file_that_does_not_say_what_it_is_is_no_model(tmp_path):
     torch.save(net().state_dict(), tmp_path / "plain.pth")
-    with pytest.raises(UsageError, match="does not say its classes, crop_from, mean, model, names, shape, std; teacher.pt and student.pt"):
+    with pytest.raises(UsageError, match="does not say its classes, data, model, shape; teacher.pt and student.pt"):
         checkpoints.load_model(tmp_path / "plain.pth")
 
 
@@ -174,5 +174,105 @@ def test_a_released_file_without_pooling_is_refused_by_the_script(script, tmp_pa
     flat = {f"encoder.{k}".replace(".0.", ".", 1): v for k, v in theirs.state_dict().items() if not k.startswith("fc")}
     flat |= {f"classifier.linear.{k[3:]}": v for k, v in theirs.state_dict().items() if k.startswith("fc")}
     torch.save({"model": "classifier", "model_sd": flat}, tmp_path / "resnet12.pth")
-    with pytest.raises(UsageError, match="resnet12.pth is not a checkpoint of ResNet12: it is the net without pooling"):
+    with pytest.raises(
+        UsageError, match="resnet12.pth is not a checkpoint of ResNet12: its batch-norm statistics are those of the network without"
+    ):
         run("fewshot_test", tmp_path, dataset="DigitsFS", model="ResNet12", path=tmp_path / "resnet12.pth", test_episodes=10)
+
+
+# ---- names and places of other code bases
+
+
+def loaded(path, key="", name="ResNet8", shape=(1, 8, 8)):
+    """The state dict of a new net with the weights of a file."""
+    other = build(name, 10, shape)
+    state, _ = checkpoints.read_weights(path, key)
+    return checkpoints.load_weights(other, state, path, name).state_dict()
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{k}": v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.", "student.", "module.student.", "backbone.", "model.module."]
+)
+@pytest.mark.parametrize("nest", ["model_state_dict", "model_state", "student", "teacher", "weights", "params", "net"])
+def test_wrappers_and_places(prefix, nest, tmp_path):
+    state = net().state_dict()
+    torch.save({nest: prefixed(state, prefix), "epoch": 3}, tmp_path / "x.pth")
+    found = loaded(tmp_path / "x.pth")
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("name", ["ResNet8", "ResNet20", "ResNet8x4", "ResNet18", "WRN16_1"])
+@pytest.mark.parametrize("words", [("shortcut", "linear"), ("downsample", "fc"), ("skip", "classifier")])
+def test_names_of_other_code_bases(name, words, tmp_path):
+    """MEKD's released code says shortcut and linear where ours says downsample and fc, and so on for all residual nets here."""
+    torch.manual_seed(1)
+    state = build(name, 10, (3, 16, 16)).state_dict()
+    shortcut, head = words
+    swap = {"downsample": shortcut, "shortcut": shortcut, "convShortcut": shortcut}
+    theirs = {".".join(swap.get(part, part) for part in k.split(".")): v for k, v in state.items()}
+    theirs = {
+        k.replace("fc.", f"{head}.").replace("linear.", f"{head}.") if k.split(".")[0] in ("fc", "linear") else k: v
+        for k, v in theirs.items()
+    }
+    torch.save(theirs, tmp_path / "teacher.pth")
+    found = loaded(tmp_path / "teacher.pth", name=name, shape=(3, 16, 16))
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_files_without_counters_and_with_thops(tmp_path):
+    state = net().state_dict()
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(old | {"total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)}, tmp_path / "old.pth")
+    found = loaded(tmp_path / "old.pth")
+    assert all(torch.equal(found[k], v) for k, v in old.items())
+
+
+def test_several_nets_and_averages_are_chosen_by_the_user(tmp_path, capsys):
+    raw, other = net().state_dict(), build("ResNet8", 10, (1, 8, 8)).state_dict()
+    torch.save({"model": raw, "ema": other}, tmp_path / "ema.pth")
+    assert torch.equal(loaded(tmp_path / "ema.pth")["fc.weight"], raw["fc.weight"])
+    assert "it also holds averaged weights: --weights ema takes them" in capsys.readouterr().out
+    assert torch.equal(loaded(tmp_path / "ema.pth", "ema")["fc.weight"], other["fc.weight"])
+    torch.save({"student": raw, "teacher": other}, tmp_path / "two.pth")
+    with pytest.raises(UsageError, match="two.pth holds several nets: student, teacher; name one with --weights KEY"):
+        loaded(tmp_path / "two.pth")
+    assert torch.equal(loaded(tmp_path / "two.pth", "teacher")["fc.weight"], other["fc.weight"])
+    torch.save({"nets": {"a": raw}}, tmp_path / "deep.pth")
+    assert torch.equal(loaded(tmp_path / "deep.pth", "nets.a")["fc.weight"], raw["fc.weight"])
+    with pytest.raises(UsageError, match="holds no state dict under 'b'; there are: model, ema"):
+        loaded(tmp_path / "ema.pth", "b")
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    state = net().state_dict()
+    save_file({k: v.clone() for k, v in state.items()}, tmp_path / "x.safetensors")
+    assert torch.equal(loaded(tmp_path / "x.safetensors")["fc.weight"], state["fc.weight"])
+
+
+@pytest.mark.parametrize("content, name, words", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "x.pth", "is a Git LFS pointer, not the file itself: run git lfs pull"),
+    (b"<!DOCTYPE html><html>", "x.pth", "is a web page: the download failed"), (b"\x08\x07\x12\x07pytorch", "x.onnx", "is an ONNX model"),
+    (b"", "x.pth", "it is empty"), (b"{}", "x.pth", "refused|not a readable checkpoint"),
+])  # fmt: skip
+def test_files_of_other_kinds_are_named(content, name, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words) as e:
+        checkpoints.read_weights(tmp_path / name)
+    assert "\n" not in str(e.value)
+
+
+def test_a_url_a_folder_and_a_program_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"https://x/y.pth is a URL: download it first"):
+        checkpoints.read_weights("https://x/y.pth")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"is a folder; give a file of it: model.safetensors"):
+        checkpoints.read_weights(tmp_path)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
+    with pytest.raises(UsageError, match="s.pt is a TorchScript program, which is not run"):
+        checkpoints.read_weights(tmp_path / "s.pt")

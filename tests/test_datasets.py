@@ -1,5 +1,12 @@
 """Data sets: tensors, balanced draws, batches, augmentation; folders; and what is said when something is missing."""
 
+import bz2
+import gzip
+import hashlib
+import pickle
+import struct
+import urllib.error
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +16,8 @@ from PIL import Image
 from common import datasets
 from common.augment import crop_flip
 from common.batches import Batches, Draw, Streamed, batches_of
-from common.datasets import Data, Images, load, readers
+from common.datasets import Data, Images, load, novel, readers
+from common.datasets.files import read_idx
 from common.datasets.images import resize, split
 from common.utils import RunError, UsageError
 
@@ -112,7 +120,7 @@ def folder_of_images(root, sizes=((9, 7), (12, 12)), classes=("cat", "dog"), eac
 def test_a_users_folder_with_a_class_a_folder(tmp_path):
     folder_of_images(tmp_path / "mine")
     data = load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
-    assert (data.classes, data.shape, len(data.train), len(data.test)) == (2, (3, 8, 8), 16, 4)
+    assert (data.classes, data.shape, len(data.train) + len(data.test)) == (2, (3, 8, 8), 20) and 1 <= len(data.test) < 10
     means = data.train.x.float().flatten(1).mean(1)
     assert (means[data.train.y == 0] < 100).all() and (means[data.train.y == 1] > 150).all()
 
@@ -134,18 +142,18 @@ def test_what_does_not_fit_is_streamed_with_the_same_images(tmp_path, monkeypatc
     part = data.train.subset(torch.tensor([3, 5]))
     assert torch.equal(next(iter(part.stream.loader(4, False, "none")))[0], whole.train.x[[3, 5]])
     batches = Streamed(data.train, data.train.y, size=4, first=data.view, augment="auto")
-    assert len(batches) == 4 and all(x.shape == (4, 3, 8, 8) and x.abs().max() <= 1 for x, _ in batches)
+    assert len(batches) == len(data.train) // 4 and all(x.shape == (4, 3, 8, 8) and x.abs().max() <= 1 for x, _ in batches)
     plain = Streamed(data.train, data.train.y, size=4, first=lambda x: x, augment="none")
     means, y = (torch.cat(side) for side in zip(*((x.float().flatten(1).mean(1), y) for x, y in plain), strict=True))
     assert (means[y == 0] < 100).all() and (means[y == 1] > 150).all()  # each image with its own label
-    more = batches_of(data.train, data.train.y, size=8, view=data.view, steps=5)  # of 2 a pass
+    more = batches_of(data.train, data.train.y, size=8, view=data.view, steps=5)  # more than a pass
     assert len(more) == 5 and len([*more]) == 5
 
 
 def test_a_broken_image_is_named(tmp_path):
     folder_of_images(tmp_path / "mine")
     (tmp_path / "mine" / "cat" / "0.png").write_bytes(b"no image")
-    with pytest.raises((RunError, UsageError), match="0.png is not a readable image"):
+    with pytest.raises(UsageError, match=r"1 of 20 images cannot be read: cat/0.png \(not an image that Pillow can read\); remove it"):
         load(f"folder:{tmp_path / 'mine'}", img_size=8, workers=0)
 
 
@@ -202,3 +210,244 @@ def test_real_files_if_they_are_beside_the_project(tmp_path):
     data = load("MNIST", tmp_path)
     assert (len(data.train), len(data.test), data.shape) == (60000, 10000, (1, 32, 32))
     assert data.train.y[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+# ---- files of built-in data sets
+
+
+def idx(x):
+    """An idx file of unsigned bytes."""
+    return struct.pack(f">HBB{x.ndim}I", 0, 8, x.ndim, *x.shape) + x.tobytes()
+
+
+def mnist_files(folder, name="MNIST", spelled="{}", n=6, packed=True, change=lambda stem, content: content):
+    """The four files in `folder`, small; change(stem, content) damages them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, label in (("train", 1), ("t10k", 7)):
+        files = {
+            f"{part}-images-idx3-ubyte": np.full((n, 28, 28), label * 10, np.uint8),
+            f"{part}-labels-idx1-ubyte": np.full(n, label, np.uint8),
+        }
+        for stem, x in files.items():
+            content = change(stem, idx(x))
+            name = spelled.format(stem) + (".gz" if packed else "")
+            (folder / name).write_bytes(gzip.compress(content) if packed else content)
+
+
+@pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_are_found_where_people_put_them(place, dot, packed, tmp_path, monkeypatch):
+    mnist_files(tmp_path / place, packed=packed)
+    if dot:
+        for f in list((tmp_path / place).iterdir()):
+            f.rename(f.with_name(f.name.replace("-idx", ".idx")))
+    data = load("MNIST", tmp_path, img_size=28)
+    assert data.train.x.unique().tolist() == [10] and data.test.x.unique().tolist() == [70] and data.test.y.tolist() == [7] * 6
+    assert data.train.x.shape == (6, 1, 28, 28) and data.names[7] == "7 - seven"
+
+
+def test_flat_files_of_another_data_set_are_not_taken(tmp_path, monkeypatch):
+    """data/train-images-idx3-ubyte.gz may be MNIST's or FashionMNIST's: torchvision's list of MD5 says whose."""
+    import torchvision
+
+    mnist_files(tmp_path)
+    md5 = hashlib.md5((tmp_path / "train-labels-idx1-ubyte.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", [("train-labels-idx1-ubyte.gz", md5)])
+    with pytest.raises(UsageError, match="train-labels-idx1-ubyte.gz is a file of FashionMNIST; put those of MNIST into .*/MNIST/"):
+        load("MNIST", tmp_path)
+    assert len(load("FashionMNIST", tmp_path).train) == 6
+
+
+@pytest.mark.parametrize("stem, change, words", [
+    ("train-labels-idx1", lambda c: idx(np.zeros(5, np.uint8)), r"train-labels-idx1-ubyte.gz contains 5 labels; expected 6, one for each image"),
+    ("train-labels-idx1", lambda c: idx(np.array([0, 1, 2, 3, 4, 10], np.uint8)), r"contains labels from 0 to 10; expected labels from 0 to 9"),
+    ("train-images-idx3", lambda c: c[:4][::-1] + c[4:], r"images-idx3-ubyte.gz has the bytes of its header in reverse order .*expected an idx file of images \(header 00000803\)"),
+    ("train-images-idx3", lambda c: c[:-10], r"contains 4,694 bytes of images; expected 4,704 as its header \(6, 28, 28\) says"),
+    ("train-images-idx3", lambda c: c + b"x", r"contains 4,705 bytes"),
+    ("t10k-images-idx3", lambda c: idx(np.zeros(6, np.uint8)), r"t10k-images-idx3-ubyte.gz begins with 00000801; expected an idx file of images"),
+    ("train-images-idx3", lambda c: b"", r"begins with nothing"),
+    ("train-images-idx3", lambda c: c[:7], r"begins with 00000803; expected"),
+    ("train-labels-idx1", lambda c: idx(np.zeros(0, np.uint8)), r"contains 0 labels; expected 6"),
+])  # fmt: skip
+def test_bad_idx_files_are_named_with_what_is_in_them(stem, change, words, tmp_path):
+    mnist_files(tmp_path / "MNIST/raw", change=lambda s, c: change(c) if s.startswith(stem) else c)
+    with pytest.raises(UsageError, match=words):
+        load("MNIST", tmp_path)
+
+
+def test_idx_files_that_are_no_idx_files(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    mnist_files(raw)
+    whole = (raw / "train-images-idx3-ubyte.gz").read_bytes()
+    for content, words in (
+        (b"  <!DOCTYPE html><html>Not found</html>", r"train-images-idx3-ubyte.gz is a web page \(HTML\)"), (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"), (whole[:40], "is truncated or damaged"),
+        (whole[:-12] + b"abcd" + whole[-8:], "is truncated or damaged"),
+    ):  # fmt: skip
+        (raw / "train-images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(UsageError, match=words) as e:
+            load("MNIST", tmp_path)
+        assert "\n" not in str(e.value) and "expected an idx file of images" in str(e.value)
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((6, 28, 28), np.uint8)))
+    assert read_idx(raw / "train-images-idx3-ubyte", 0x803, "images").shape == (6, 28, 28)
+
+
+def made_cifar(folder, monkeypatch):
+    """CIFAR-10 in small, with the MD5 that torchvision then expects."""
+    import torchvision
+
+    kind, batches = torchvision.datasets.CIFAR10, folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+
+    def put(name, content):
+        (batches / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, hashlib.md5((batches / name).read_bytes()).hexdigest()]
+
+    rows = {"data": np.arange(4 * 3072).reshape(4, 3072).astype(np.uint8), "labels": [3, 1, 4, 1]}
+    monkeypatch.setattr(kind, "train_list", [put(f"data_batch_{i}", rows) for i in range(1, 6)])
+    monkeypatch.setattr(kind, "test_list", [put("test_batch", rows)])
+    name, md5 = put("batches.meta", {"label_names": [f"c{k}" for k in range(10)]})
+    monkeypatch.setattr(kind, "meta", {"filename": name, "key": "label_names", "md5": md5})
+
+    def no_network(*a, **k):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    return batches
+
+
+def test_a_damaged_cifar_batch_or_archive_is_named(tmp_path, monkeypatch):
+    batches = made_cifar(tmp_path, monkeypatch)
+    data = load("CIFAR10", tmp_path)
+    assert len(data.train) == 20 and data.train.y[:4].tolist() == [3, 1, 4, 1] and data.train.x[0, 0, 0, :3].tolist() == [0, 1, 2]
+    with open(batches / "data_batch_3", "r+b") as f:
+        f.truncate(100)
+    with pytest.raises(
+        UsageError, match=r"data_batch_3 is damaged \(its MD5 differs\); put cifar-10-python.tar.gz into .*, or delete .*py/"
+    ):
+        load("CIFAR10", tmp_path)
+    (batches / "data_batch_3").write_bytes(b"<html>")
+    (batches / "test_batch").unlink()
+    with pytest.raises(UsageError, match=r"data_batch_3 is a web page \(HTML\).*, and so are test_batch"):
+        load("CIFAR10", tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(RunError, match=r"CIFAR10 could not be downloaded or read .*no network"):
+        load("CIFAR10", other)
+    (other / "cifar-10-python.tar.gz").write_bytes(b"half an archive")
+    with pytest.raises(
+        UsageError, match=r"cifar-10-python.tar.gz is truncated or damaged \(its MD5 is .*expected c58f30108f718f92721af3b95e74349a"
+    ):
+        load("CIFAR10", other)
+    (other / "cifar-100-python").mkdir()
+    with pytest.raises(UsageError, match=r"cifar-100-python/train is missing, and so are test, meta"):
+        load("CIFARFS", other)
+
+
+def made_mat(path, **more):
+    from scipy.io import savemat
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    content = {"X": x, "y": np.array([[10], [1], [2], [3], [9]])} | more
+    savemat(path, {k: v for k, v in content.items() if v is not None})
+    return x
+
+
+def test_mat_files(tmp_path):
+    for name, files in (("SVHN", ("train_32x32.mat", "SVHN/test_32x32.mat")), ("SynDigits", ("SynDigits/synth_train_32x32.mat", "SynDigits/synth_test_32x32.mat"))):  # fmt: skip
+        x, _ = (made_mat(tmp_path / f) for f in files)
+        data = load(name, tmp_path)
+        assert data.train.y.tolist() == [0, 1, 2, 3, 9] == data.test.y.tolist() and np.array_equal(
+            data.train.x[2], x[..., 2].transpose(2, 0, 1)
+        )
+    path = tmp_path / "train_32x32.mat"
+    for more, words in (
+        ({"y": None}, r"train_32x32.mat has no key y \(it has: X\); expected X, uint8"), ({"X": None}, r"has no key X \(it has: y\)"),
+        ({"X": np.zeros((32, 32, 3, 4), np.uint8)}, r"contains X, uint8 \(32, 32, 3, 4\), and 5 labels"), ({"y": np.full(5, 30)}, "contains labels from 30 to 30"),
+        ({"X": np.zeros((32, 32, 3, 5))}, "contains X, float64"),
+    ):  # fmt: skip
+        made_mat(path, **more)
+        with pytest.raises(UsageError, match=words):
+            load("SVHN", tmp_path)
+    whole = path.read_bytes()
+    for content, words in ((whole[:300], "is not a readable .mat file"), (b"<html></html>", "is a web page"), (b"", "is empty")):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=f"train_32x32.mat {words}.*expected X, uint8"):
+            load("SVHN", tmp_path)
+
+
+def test_usps_files(tmp_path):
+    line = "{} " + " ".join(f"{i}:{-1 if i % 2 else 1}" for i in range(1, 257)) + "\n"
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (tmp_path / name).write_bytes(bz2.compress("".join(line.format(k) for k in (1, 10, 5)).encode()))
+    data = load("USPS", tmp_path, img_size=16)
+    assert data.train.y.tolist() == [0, 9, 4] and data.train.x[0, 0, 0, :2].tolist() == [0, 255]
+    for content, words in ((b"<html></html>", "is a web page"), (bz2.compress(line.format(1).encode())[:50], "is truncated"), (bz2.compress(b"1 1:0\n"), "is truncated or damaged")):  # fmt: skip
+        (tmp_path / "usps.bz2").write_bytes(content)
+        with pytest.raises(UsageError, match=f"usps.bz2 {words}.*expected USPS in LIBSVM's format"):
+            load("USPS", tmp_path)
+
+
+def test_tinyimagenet(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    for k, wnid in enumerate(("n02", "n01")):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("x")
+        for i in range(3):
+            Image.new("RGB", (64, 64), (100 * k,) * 3).save(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+    (root / "val" / "images").mkdir(parents=True)
+    for i, value in enumerate((0, 100, 0)):
+        Image.new("RGB", (64, 64), (value,) * 3).save(root / "val" / "images" / f"val_{i}.JPEG")
+    rows = root / "val" / "val_annotations.txt"
+    rows.write_text("val_0.JPEG\tn02\t0\t0\nval_1.JPEG\tn01\t0\t0\nval_2.JPEG\tn02\t0\t0\n")
+    data = load("TinyImageNet", tmp_path, workers=0)
+    assert data.names == ["n01", "n02"] and data.test.y.tolist() == [1, 0, 1] and data.test.x[:, 0, 0, 0].tolist() == [0, 100, 0]
+    assert data.train.y.tolist() == [0, 0, 0, 1, 1, 1] and data.train.paths is None and data.classes == 200 and len(data.test.hash) == 12
+    rows.write_text("val_0.JPEG\tn02\nval_1.JPEG\tn09\n")
+    with pytest.raises(UsageError, match=r"val_annotations.txt names 1 unknown classes: n09; expected the 2 classes of train/"):
+        load("TinyImageNet", tmp_path)
+    rows.write_text("<html>no such page</html>")
+    with pytest.raises(UsageError, match=r"val_annotations.txt is a web page .*expected lines of image name, tab, class"):
+        load("TinyImageNet", tmp_path)
+    rows.write_text("val_0.JPEG\tn02\nval_9.JPEG\tn01\n")
+    with pytest.raises(RunError, match=r"1 of 8 images cannot be read: val/images/val_9.JPEG \(no such file\)"):
+        load("TinyImageNet", tmp_path)
+    assert len(load("TinyImageNet", tmp_path, skip_broken=True).test) == 1
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_mini_imagenet_caches(protocol, tmp_path):
+    root = tmp_path / "miniImageNet"
+    root.mkdir()
+
+    def put(part, content):
+        (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+
+    for part, n in (("train", 3), ("val", 2), ("test", 2)):
+        y = np.arange(20 * n) % n  # the classes alternate
+        x = np.broadcast_to(y.astype(np.uint8)[:, None, None, None] * 10, (20 * n, 84, 84, 3)).copy()
+        put(part, {"image_data": x, "class_dict": {f"n{n - k}": [int(i) for i in np.flatnonzero(y == k)] for k in range(n)}})
+    data = load("miniImageNet", tmp_path)
+    assert (len(data.train), len(data.test), data.classes) == (54, 6, 3)
+    assert torch.equal(data.train.x[:, 0, 0, 0].long(), 20 - 10 * data.train.y)  # n1 is the third class of the file
+    assert novel("miniImageNet", "test", tmp_path).y.bincount().tolist() == [20, 20]
+    for content, words in (
+        ({"image_data": x}, r"mini-imagenet-cache-test.pkl contains image_data; expected a pickle of a dictionary with image_data and class_dict"),
+        ({"image_data": x, "class_dict": {"a": [0, 99]}}, "has a class_dict that does not fit"), ([1], "contains list; expected"),
+        ({"image_data": x, "class_dict": {"a": list(range(39))}}, "has 1 images that class_dict does not list"),
+        ({"image_data": x.astype(float), "class_dict": {"a": list(range(40))}}, "contains images float64"),
+    ):  # fmt: skip
+        put("test", content)
+        with pytest.raises(UsageError, match=words):
+            novel("miniImageNet", "test", tmp_path)
+    whole = (root / "mini-imagenet-cache-val.pkl").read_bytes()
+    for content, words in ((whole[: len(whole) // 2], "is truncated or no pickle"), (b"<html>", "is a web page"), (b"", "is empty")):
+        (root / "mini-imagenet-cache-val.pkl").write_bytes(content)
+        with pytest.raises(UsageError, match=f"cache-val.pkl {words}.*expected a pickle"):
+            novel("miniImageNet", "val", tmp_path)
+    (root / "mini-imagenet-cache-val.pkl").unlink()
+    (root / "miniImageNet_category_split_val.pickle").write_bytes(whole[:200])
+    with pytest.raises(UsageError, match=r"split_val.pickle is truncated or no pickle .*with data and labels"):
+        novel("miniImageNet", "val", tmp_path)

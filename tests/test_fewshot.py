@@ -17,8 +17,16 @@ from scipy.stats import chisquare, ttest_1samp
 from common.checkpoints import read_weights
 from common.datasets import fewshot as fewsets
 from common.datasets import load, novel
-from common.fewshot.episodes import Novel, Prototypes, Sampler, areas, classes_of, episodic, interval
-from common.models import MODELS, build, parameters
+from common.fewshot.episodes import (
+    EpisodeSampler,
+    NovelClasses,
+    Prototypes,
+    confidence_interval,
+    episode_accuracies,
+    query_classes,
+    roc_areas,
+)
+from common.models import MODELS, build, num_parameters
 from common.models.base import Cosine
 from common.options import flags, parse
 from common.utils import RunError, UsageError
@@ -35,7 +43,7 @@ def test_encoders_have_the_cards_parameters_and_halve_four_times(name, count):
     with torch.device("meta"):
         net = MODELS[name](64, 3, 80)
     head = 64 * (net.fc.in_features + 1)
-    assert parameters(net) == count + head and net.fc.in_features == {"ConvNet4": 1600, "ResNet12_wide": 640}.get(name, 512)
+    assert num_parameters(net) == count + head and net.fc.in_features == {"ConvNet4": 1600, "ResNet12_wide": 640}.get(name, 512)
     seen = []
     last = net.encoder[-1] if name == "ConvNet4" else net.layer4[-1]
     last.register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape[2:])))
@@ -62,7 +70,7 @@ def test_published_files_load_whatever_they_call_the_parts(tmp_path):
         again = other(x, feature=True)
         assert torch.equal(again[1], f) and (name != "linear" or torch.equal(again[0], s))
     assert isinstance(build("ResNet12", 5, (3, 16, 16)).fc, torch.nn.Linear)
-    net.cosine()  # our own file of a net with that head, into a net without
+    net.use_cosine_head()  # our own file of a net with that head, into a net without
     other = build("ResNet12", 5, (3, 16, 16)).eval()
     other.load_state_dict(other.adapt(net.state_dict()))
     assert torch.equal(other(x), net(x))
@@ -105,7 +113,7 @@ def test_prototypes():
 
 def test_episodes_are_distinct_repeatable_and_even():
     y = torch.arange(12).repeat_interleave(9 + torch.arange(12) % 4)
-    sampler = Sampler(y, 5, 9)
+    sampler = EpisodeSampler(y, 5, 9)
     state = torch.get_rng_state()
     rows = sampler.draw(3000, torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are taken
@@ -115,24 +123,24 @@ def test_episodes_are_distinct_repeatable_and_even():
     assert all(len(set(c)) == 5 for c in classes[:, :, 0].tolist())
     assert all(len(set(r)) == 9 for r in rows.flatten(0, 1).tolist())  # so that no shot is a query
     assert chisquare(classes[:, :, 0].flatten().bincount()).pvalue > 1e-3
-    assert classes_of(2, 3).tolist() == [0, 0, 0, 1, 1, 1]
+    assert query_classes(2, 3).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_an_episode_that_asks_for_too_much_is_refused():
     y = torch.tensor([0] * 20 + [1] * 12)
-    with pytest.raises(UsageError, match="takes 16 images of a class .shots and queries., and the base classes have a class of 12"):
-        Sampler(y, 2, 16, "the base classes")
-    with pytest.raises(UsageError, match="--way 5: these images have 2 classes"):
-        Sampler(y, 5, 3)
+    with pytest.raises(UsageError, match="needs 16 images per class .support and query., but one class has only 12 .the base classes"):
+        EpisodeSampler(y, 2, 16, "the base classes")
+    with pytest.raises(UsageError, match="--way 5: an episode needs 5 classes, but there are 2"):
+        EpisodeSampler(y, 5, 3)
 
 
 def test_interval_is_students():
-    assert interval(torch.full((9,), 3.0)) == (3.0, 0.0)
-    mean, half = interval(torch.tensor([1.0, 4.0]))
+    assert confidence_interval(torch.full((9,), 3.0)) == (3.0, 0.0)
+    mean, half = confidence_interval(torch.tensor([1.0, 4.0]))
     assert (mean, half) == (2.5, pytest.approx(12.7062 * 3 / 2, abs=1e-3))
     x = torch.rand(40)
     low, high = ttest_1samp(x.numpy(), 0).confidence_interval()
-    mean, half = interval(x)
+    mean, half = confidence_interval(x)
     assert (mean - half, mean + half) == pytest.approx((low, high), abs=1e-5)
 
 
@@ -145,12 +153,12 @@ def test_an_image_encoded_once_is_as_good_as_encoded_in_each_episode():
     net, x = build("ConvNet4", 5, (1, 16, 16)).eval(), torch.rand(60, 1, 16, 16)
     y, args = torch.arange(6).repeat_interleave(10), options(query=4)
     with torch.no_grad():
-        kept = episodic(net(x, feature=True)[1], y, args, 2, 50)
-        rows, right = Sampler(y, 5, 6).draw(50, torch.Generator().manual_seed(0)), classes_of(5, 4)
+        kept = episode_accuracies(net(x, feature=True)[1], y, args, 2, 50)
+        rows, right = EpisodeSampler(y, 5, 6).draw(50, torch.Generator().manual_seed(0)), query_classes(5, 4)
         for i, episode in enumerate(rows):
             f = net(x[episode.flatten()], feature=True)[1].view(1, 5, 6, -1)
-            assert kept[i] == 100 * (Prototypes().of(f, 5, 2)[0].argmax(1) == right).float().mean()
-    assert torch.equal(kept, episodic(net(x, feature=True)[1].detach(), y, options(query=4), 2, 50))
+            assert kept[i] == 100 * (Prototypes().episode_logits(f, 5, 2)[0].argmax(1) == right).float().mean()
+    assert torch.equal(kept, episode_accuracies(net(x, feature=True)[1].detach(), y, options(query=4), 2, 50))
 
 
 def test_areas_are_those_of_ranks():
@@ -158,8 +166,8 @@ def test_areas_are_those_of_ranks():
 
     torch.manual_seed(0)
     features, y, args = torch.randn(40, 3), torch.arange(2).repeat_interleave(20), options(query=6)
-    found = areas(features, y, args, 1, 3)
-    rows = Sampler(y, 2, 7).draw(3, torch.Generator().manual_seed(0))
+    found = roc_areas(features, y, args, 1, 3)
+    rows = EpisodeSampler(y, 2, 7).draw(3, torch.Generator().manual_seed(0))
     for got, episode in zip(found, rows, strict=True):
         score = F.cosine_similarity(features[episode[:, 1:].flatten()], features[episode[0, :1]])
         assert got.item() == pytest.approx(100 * roc_auc_score([1] * 6 + [0] * 6, score), abs=1e-3)
@@ -184,9 +192,9 @@ def test_digitsfs_keeps_classes_and_images_apart():
 
 def test_every_tenth_image_of_a_class_is_held_out():
     y = torch.tensor([0, 1] * 15)
-    (a, ya), (b, yb) = (fewsets.tenth(torch.arange(30), y, part) for part in ("base", "held"))
+    (a, ya), (b, yb) = (fewsets.hold_out_tenth(torch.arange(30), y, part) for part in ("base", "held"))
     assert sorted([*a.tolist(), *b.tolist()]) == list(range(30)) and ya.bincount().tolist() == [14, 14] and yb.bincount().tolist() == [1, 1]
-    assert len(fewsets.tenth(torch.arange(30), y, "val")[0]) == 30
+    assert len(fewsets.hold_out_tenth(torch.arange(30), y, "val")[0]) == 30
 
 
 def test_cifarfs_splits_the_hundred_classes(tmp_path, monkeypatch):
@@ -256,7 +264,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     with open(tmp_path / "miniImageNet/miniImageNet_category_split_val.pickle", "wb") as f:
         pickle.dump({"data": Evil()}, f)
-    with pytest.raises(UsageError, match="wants to run builtins.print"):
+    with pytest.raises(UsageError, match="calls builtins.print"):
         novel("miniImageNet", "val", tmp_path)
     with pytest.raises(UsageError, match="miniImageNet is not there"):
         novel("miniImageNet", "test", tmp_path)
@@ -316,7 +324,7 @@ def test_both_stages_learn_and_leave_what_one_needs(home, call):
         episodes = torch.load(folder / "episodes.pt", weights_only=True)
         for shot in (1, 5):
             accuracy = episodes[f"last {shot}shot"]
-            assert len(accuracy) == 50 and result["fewshot"]["last"][f"{shot}shot"] == pytest.approx([*interval(accuracy)])
+            assert len(accuracy) == 50 and result["fewshot"]["last"][f"{shot}shot"] == pytest.approx([*confidence_interval(accuracy)])
         assert result["accuracy"] == result["fewshot"]["last"]["1shot"][0] > 30 and result["split"] == "test classes"
         assert {*nets, "best", "episodes"} == {p.stem for p in folder.glob("*.pt")}
     assert torch.load(folder / "head.pt", weights_only=True)["model"]["temp"] != 10
@@ -375,7 +383,7 @@ def test_the_best_changes_only_where_it_is_better(call):
     class Run:
         student, args, notes, said, device = torch.nn.Linear(1, 1), options(**SMALL), {}, [], "cpu"
 
-    classes, said = Novel(Run), iter([50.0, 70.0, 60.0])
+    classes, said = NovelClasses(Run), iter([50.0, 70.0, 60.0])
     classes.accuracies = lambda *_: {1: torch.full((2,), next(said))}
     for i, best in enumerate([0.0, 1.0, 1.0]):
         torch.nn.init.constant_(Run.student.weight, i)
@@ -427,15 +435,15 @@ BAD = [
     (fewshot_classifier, {"dataset": "Digits", "model": "ResNet8"}, "Digits keeps no classes for few-shot episodes"),
     (fewshot_classifier, {"teacher": "ResNet8"}, "no teacher for DigitsFS in .*; first run: python project/fewshot_classifier.py .*--model ResNet8"),
     (fewshot_meta, {"teacher": "ResNet8", "teacher_stage": "meta"}, "first run: python project/fewshot_meta.py .*--model ResNet8"),
-    (fewshot_meta, {"model": "ResNet8"}, "no classifier to begin with in .*; first run: python project/fewshot_classifier.py .*--model ResNet8"),
-    (fewshot_meta, {"query": 90}, "an episode takes 91 images of a class"),
-    (fewshot_meta, {"way": 30}, "--way 30: the val classes of DigitsFS have 16 classes"),
+    (fewshot_meta, {"model": "ResNet8"}, "no classifier to start from: .*; first run: python project/fewshot_classifier.py .*--model ResNet8"),
+    (fewshot_meta, {"query": 90}, "an episode needs 91 images per class"),
+    (fewshot_meta, {"way": 30}, r"--way 30: an episode needs 30 classes, but there are 16 \(the val classes of DigitsFS\)"),
     (fewshot_classifier, {"alpha_max": 8}, "--alpha_max 8.0: it must be at least 0 and less than 1"),
-    (fewshot_classifier, {"private": "Digits"}, "--private Digits: few-shot learning has one data set"),
+    (fewshot_classifier, {"private": "Digits"}, "--private Digits: few-shot learning uses one data set"),
     (fewshot_classifier, {"base": "kdd"}, "invalid choice: 'kdd'"),
     (fewshot_classifier, {"head": "cosine", "model": "torchvision:resnet18", "img_size": 32}, "keeps its own last layer"),
     (fewshot_meta, {"teacher": "ConvNet4", "response": "logits"}, "needs inside answers, --response logits gives less"),
-    (fewshot_classifier, {"model": "ResNet12", "img_size": 8}, "ResNet12 cannot take 1x8x8 images; it works with --img_size 16"),
+    (fewshot_classifier, {"model": "ResNet12", "img_size": 8}, "ResNet12 cannot take 1x8x8 images; use --img_size 16"),
 ]  # fmt: skip
 
 

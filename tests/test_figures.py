@@ -143,8 +143,8 @@ def test_convergence_reads_runs_of_different_lengths(script, tmp_path, capsys):
     assert json.loads((tmp_path / "c.json").read_text())["syntheses compared"] == 4 and (tmp_path / "c.png").stat().st_size > 5000
     with pytest.raises(UsageError, match="no synthesis.npy"):
         convergence.main(["nowhere"])
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="the same name"):
         convergence.main([words[0], words[0]])
     np.save(folders[0] / "synthesis.npy", np.zeros(3))
-    with pytest.raises(UsageError, match="of another kind"):
+    with pytest.raises(UsageError, match="is not from an AEAHL.py run"):
         convergence.main([words[0]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.aeahl.nets import Mirror
+from common.aeahl.nets import ReflectionPad
 from common.gan import Discriminator, Generator, UpConv
 from common.utils import UsageError
 
@@ -52,7 +52,7 @@ def test_batch_norm_hides_batches_from_a_discriminator_that_sees_them_apart():
 def test_mirrored_borders_are_torchs():
     x = torch.randn(2, 3, 5, 6, dtype=torch.double, requires_grad=True)
     for pad in (1, 3):
-        ours, theirs = Mirror(pad)(x), F.pad(x, (pad,) * 4, mode="reflect")
+        ours, theirs = ReflectionPad(pad)(x), F.pad(x, (pad,) * 4, mode="reflect")
         w = torch.randn_like(ours)
         assert torch.equal(ours, theirs)
         assert torch.allclose(*(torch.autograd.grad((y * w).sum(), x)[0] for y in (ours, theirs)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import killed_after
 
-from common.gda.hints import FitNet, Review, pyramid, relations
+from common.gda.hints import FitNet, ReviewKD, pyramid_loss, relations
 from common.gda.stages import Stages
 from common.models import build
 from common.utils import UsageError
@@ -63,12 +63,12 @@ def test_relations_see_neither_turns_nor_shifts_and_distances_no_scale():
 
 def test_review_compares_at_several_scales():
     a, b = torch.randn(2, 3, 8, 8, dtype=torch.double), torch.randn(2, 3, 8, 8, dtype=torch.double)
-    assert pyramid(a, a) == 0 and pyramid(a, a + 1).item() == pytest.approx(1)  # the weights' sum is 1
+    assert pyramid_loss(a, a) == 0 and pyramid_loss(a, a + 1).item() == pytest.approx(1)  # the weights' sum is 1
     pools = [torch.nn.functional.adaptive_avg_pool2d(a - b, h).square().mean() for h in (4, 2, 1)]
     naive = ((a - b).square().mean() + pools[0] / 2 + pools[1] / 4 + pools[2] / 8) / (1 + 7 / 8)
-    assert pyramid(a, b).item() == pytest.approx(naive.item())
+    assert pyramid_loss(a, b).item() == pytest.approx(naive.item())
     small, large = [(4, 8, 8), (6, 4, 4)], [(5, 16, 16), (7, 8, 8), (9, 2, 2)]
-    net = Review(small, large, (6, 9), None)
+    net = ReviewKD(small, large, (6, 9), None)
     maps = [[torch.randn(3, *s) for s in side] for side in (small, large)]
     loss = net(*maps, (torch.randn(3, 6), torch.randn(3, 9)))["review"]
     loss.backward()
@@ -85,7 +85,7 @@ def test_bases_of_features_train_and_go_on_where_they_were_killed(name, script, 
 
 
 def test_features_need_a_teacher_that_one_may_look_into(script):
-    with pytest.raises(UsageError, match="--base fitnet compares features: .* --response inside"):
+    with pytest.raises(UsageError, match="--base fitnet compares features, .* --response inside"):
         script("GDA", base="fitnet")
     script("teacher", model="VGG8_BN", epochs=1)
     for base in ("fitnet", "reviewkd"):  # another family

@@ -70,4 +70,4 @@ def test_public_signatures_carry_types(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "project").rglob("*.py")), ids=lambda p: p.stem)
 def test_no_file_is_longer_than_one_reads(path):
-    assert len(path.read_text().splitlines()) <= 330
+    assert len(path.read_text().splitlines()) <= 340

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.aeahl.inversion import BANK, Bank, Moments, Taps, contrast, disagreement
+from common.aeahl.inversion import BANK_SIZE, BatchNormHooks, FeatureBank, Moments, contrastive_loss, disagreement
 from common.losses import balance, kl
 
 
@@ -28,7 +28,7 @@ def net():
 def test_taps_are_zero_at_the_teachers_own_statistics_and_their_gradient_is_finite():
     layers, norms = net()
     x = torch.randn(8, 3, 8, 8, requires_grad=True)
-    taps = Taps(norms, 0.9)
+    taps = BatchNormHooks(norms, 0.9)
     with taps:
         layers(x)
     for m, (mean, var) in zip(norms, taps.seen, strict=True):
@@ -49,7 +49,7 @@ def test_taps_are_zero_at_the_teachers_own_statistics_and_their_gradient_is_fini
 def test_taps_agree_with_a_direct_computation_and_are_quiet_outside():
     layers, norms = net()
     x = torch.randn(8, 3, 8, 8)
-    taps = Taps(norms, 0.0)
+    taps = BatchNormHooks(norms, 0.0)
     with taps:
         layers(x)
     a = layers[0](x)
@@ -63,7 +63,7 @@ def test_taps_agree_with_a_direct_computation_and_are_quiet_outside():
     layers(torch.randn(4, 3, 8, 8))
     assert taps.seen == seen
     # a constant shifts the mean's part alone
-    taps = Taps(norms[:1], 0.0)
+    taps = BatchNormHooks(norms[:1], 0.0)
     parts = []
     for shift in (0.0, 3.0):
         with taps:
@@ -76,7 +76,7 @@ def test_taps_agree_with_a_direct_computation_and_are_quiet_outside():
 def test_a_past_equal_to_the_teachers_statistics_leaves_a_share_of_the_distance():
     layers, norms = net()
     x = torch.randn(8, 3, 8, 8)
-    plain, past = Taps(norms, 0.9), Taps(norms, 0.9)
+    plain, past = BatchNormHooks(norms, 0.9), BatchNormHooks(norms, 0.9)
     past.past = [(m.running_mean, m.running_var) for m in norms]
     for taps in (plain, past):
         with taps:
@@ -111,11 +111,11 @@ def test_balance_is_least_where_all_classes_are_as_frequent():
 
 
 def test_contrast_is_low_where_views_of_an_image_are_alike_and_looks_back():
-    f, bank = torch.eye(8), Bank()
-    alike, mixed = contrast(f, f, bank, 0.1), contrast(f, f.roll(1, 0), bank, 0.1)
+    f, bank = torch.eye(8), FeatureBank()
+    alike, mixed = contrastive_loss(f, f, bank, 0.1), contrastive_loss(f, f.roll(1, 0), bank, 0.1)
     assert alike < 0.01 < 5 < mixed
     bank.remember()
-    assert torch.equal(bank.features, f.roll(1, 0)) and contrast(f, f, bank, 0.1) > alike + 0.5
-    bank.features = torch.zeros(BANK, 8)
+    assert torch.equal(bank.features, f.roll(1, 0)) and contrastive_loss(f, f, bank, 0.1) > alike + 0.5
+    bank.features = torch.zeros(BANK_SIZE, 8)
     bank.remember()
-    assert len(bank.features) == BANK and torch.equal(bank.features[-8:], f)
+    assert len(bank.features) == BANK_SIZE and torch.equal(bank.features[-8:], f)

@@ -11,8 +11,8 @@ from conftest import Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
-from common.db3kd.labels import LabelOptions, budgets_of, label_loss, stages_of
-from common.db3kd.priors import crossing, dct, nearest_pilots
+from common.db3kd.labels import SoftLabelOptions, budgets_of, search_stages, soft_label_loss
+from common.db3kd.priors import adversarial_points, dct_basis, pilot_directions
 from common.losses import kl
 from common.purchases import Transfer
 from common.utils import UsageError
@@ -26,13 +26,13 @@ def columns(home, name="DB3KD", at=""):
 
 
 def test_dct_is_orthonormal_and_slow():
-    b = dct(5, (3, 12, 12)).double()
+    b = dct_basis(5, (3, 12, 12)).double()
     assert b.shape == (75, 432) and torch.allclose(b @ b.T, torch.eye(75, dtype=torch.double), atol=1e-6)
     assert (
-        torch.allclose(dct(12, (1, 12, 12)).abs().sum(1).amin(), dct(12, (1, 12, 12)).abs().sum(1)[-1], rtol=1)
-        and len(dct(9, (1, 4, 4))) == 16
+        torch.allclose(dct_basis(12, (1, 12, 12)).abs().sum(1).amin(), dct_basis(12, (1, 12, 12)).abs().sum(1)[-1], rtol=1)
+        and len(dct_basis(9, (1, 4, 4))) == 16
     )
-    flat = dct(1, (1, 6, 6))
+    flat = dct_basis(1, (1, 6, 6))
     assert torch.allclose(flat, torch.full((1, 36), 1 / 6))
 
 
@@ -46,7 +46,7 @@ def test_crossing_finds_the_nearest_point_of_a_linear_net():
     start = (x + 3 * w[target].view(-1, 1, 4, 4)).clamp(0, 1)
     good = net(start).argmax(1) == target
     x, target, start = x[good], target[good], start[good]
-    near = crossing(net, x, target, start, 300)
+    near = adversarial_points(net, x, target, start, 300)
     r = (near - x).flatten(1).norm(dim=1)
     assert len(x) > 5 and (net(near).argmax(1) == target).all() and near.min() >= 0 and near.max() <= 1
     for i in range(len(x)):  # no hit nearer on the way from the image to it
@@ -59,13 +59,13 @@ def test_nearest_pilots_gives_the_mean_and_the_nearest():
     pilots[0, :, 0] = torch.tensor([0.0, 1.0, 5.0])
     way = torch.zeros(2, 2, 3, 4)
     way[0, 1] = torch.eye(4)[:3]
-    found = nearest_pilots(torch.tensor([[0.9, 0, 0, 0]]), torch.tensor([0]), torch.tensor([1]), pilots, way, 3)
+    found = pilot_directions(torch.tensor([[0.9, 0, 0, 0]]), torch.tensor([0]), torch.tensor([1]), pilots, way, 3)
     assert torch.allclose(found[0, 0], torch.tensor([1, 1, 1, 0]) / math.sqrt(3))
     assert torch.equal(found[0, 1:], torch.eye(4)[[1, 0]])
 
 
 def given(**options):
-    return LabelOptions(**options)
+    return SoftLabelOptions(**options)
 
 
 def test_budgets_are_read_and_refused():
@@ -73,28 +73,28 @@ def test_budgets_are_read_and_refused():
     assert budgets_of(given(sr_mode="mbd", budgets="4000,1000", at=1000)) == ([1000, 4000], 0)
     assert budgets_of(given()) == ([88], 0)
     for options, words in (
-        ({"budgets": "1000,x"}, "give numbers of queries such as 1000"),
-        ({"budgets": "50,1000"}, "8 rays to 0.001 of their length may take 88 before the boundary|may take 88 queries before"),
-        ({"at": 7}, "--at 7 is none of --budgets 1000"),
+        ({"budgets": "1000,x"}, "not numbers of queries; use integers with commas"),
+        ({"budgets": "50,1000"}, "50 is too small, because 8 rays with --tolerance 0.001 take up to 88 queries"),
+        ({"at": 7}, "--at 7 is not one of --budgets 1000"),
     ):
         with pytest.raises(UsageError, match=words):
             budgets_of(given(sr_mode="mbd", **options))
 
 
 def test_bases_are_read_and_refused():
-    stages, priors = stages_of(given(basis="bank+dct+surrogate"), (1, 28, 28), "cpu")
+    stages, priors = search_stages(given(basis="bank+dct+surrogate"), (1, 28, 28), "cpu")
     assert [None if b is None else len(b) for _, b in stages] == [49, 196, None, None] and priors == {"bank", "surrogate"}
     assert [s for s, _ in stages] == ["arc"] * 3 + ["hsja"]
-    stages, _ = stages_of(given(basis="dct:10", algorithm="signopt"), (3, 32, 32), "cpu")
+    stages, _ = search_stages(given(basis="dct:10", algorithm="signopt"), (3, 32, 32), "cpu")
     assert [(s, len(b)) for s, b in stages] == [("signopt", 300)]
     for basis in ("dct:1", "wavelet", "dct:x", "full+"):
-        with pytest.raises(UsageError, match="is none of full, dct:k"):
+        with pytest.raises(UsageError, match="unknown part .*; use full, dct"):
             given(basis=basis).validate()
 
 
 @pytest.mark.parametrize("options", [{"budgets": "50"}, {"basis": "fourier"}, {"at": 7}])
 def test_wrong_options_are_said_before_anything_is_bought(options, script):
-    with pytest.raises(UsageError, match="none of|may take 88"):
+    with pytest.raises(UsageError, match="not one of|unknown part|take up to 88"):
         script("DB3KD", **MBD | options)
     assert not (script.home / "checkpoints/DB3KD").exists()
 
@@ -106,7 +106,7 @@ def test_the_loss_is_that_of_the_paper():
     t = torch.nn.functional.one_hot(torch.arange(32) % 10, 10).double()
     args = SimpleNamespace(temperature=20.0, w_kl=1.28, w_ce=1.0)
     s.requires_grad_()
-    terms = label_loss(args, s, t, logits)
+    terms = soft_label_loss(args, s, t, logits)
     p, q = (logits / 20).softmax(1), (s / 20).softmax(1)
     summed = (p * (p.log() - q.log())).sum()  # the released code sums over its batch of 512
     assert terms["kl"].item() == pytest.approx(512 / 400 * 400 * summed.item() / 32)
@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_the_paper():
     c = lambda v: v - v.mean(1, keepdim=True)  # noqa: E731
     limit = (c(logits) - c(s)).square().sum(1).mean() / (2 * 10 * 20**2)
     assert kl(s, logits, 20.0, "1").item() == pytest.approx(limit.item(), rel=0.03)
-    twice = label_loss(args, torch.cat([s, s]), torch.cat([t, t]), torch.cat([logits, logits]))
+    twice = soft_label_loss(args, torch.cat([s, s]), torch.cat([t, t]), torch.cat([logits, logits]))
     assert twice["kl"].item() == pytest.approx(terms["kl"].item())
 
 
@@ -142,7 +142,7 @@ def test_labels_serve_other_students_and_budgets_without_a_query(script, monkeyp
     asked = columns(script.home, at="hard")["mbd_asked"].sum((0, 1))
     assert less["queries"] == again["queries"] - asked[1] + asked[0] < again["queries"] and less["log"] != first["log"]
     assert less["bytes"] == 4 * 64 * less["queries"] and less["mixed"] == asked[0]
-    with pytest.raises(UsageError, match="holds mbd distances made with --budgets 120,300 \\(now 100,300\\); give the same"):
+    with pytest.raises(UsageError, match="holds mbd distances made with --budgets 120,300 \\(now 100,300\\); use the same"):
         script("DB3KD", **MBD | {"budgets": "100,300"}, transfer=path, tag="other")
     sd = script("DB3KD", **FEW, sr_mode="sd", budgets="7", transfer=path, tag="sd")  # another kind of distance is made beside it
     assert sd["own"]["queries"] == 0 and {"mbd", "sd", "sd_asked"} <= columns(script.home, at="sd").keys()
@@ -165,8 +165,8 @@ def test_priors_find_boundaries_and_count(basis, script, monkeypatch):
 ])  # fmt: skip
 def test_killed_between_waves_asks_only_for_what_is_left(name, more, trained, tmp_path, monkeypatch):
     """Waves of 10 or 20 images; the process dies in the midst, goes on, and ends with the same weights and counts; no saved wave is paid again."""
-    monkeypatch.setattr("ZSDB3KD.WAVE", {"cpu": 0})  # first: it is imported here
-    monkeypatch.setattr("common.db3kd.labels.WAVE", {"cpu": 10 * 9 * 120})
+    monkeypatch.setattr("ZSDB3KD.QUERIES_PER_SAVE", {"cpu": 0})  # first: it is imported here
+    monkeypatch.setattr("common.db3kd.labels.QUERIES_PER_SAVE", {"cpu": 10 * 9 * 120})
     monkeypatch.setattr("common.db3kd.labels.PILOT_BUDGET", 150)
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for home in (straight, cut):
@@ -187,7 +187,8 @@ def test_killed_between_waves_asks_only_for_what_is_left(name, more, trained, tm
     with monkeypatch.context() as m:
         m.setattr(BlackBox, "count", lambda self, x, *a, **k: (counted.append(len(x)), count(self, x, *a, **k))[1])
         resumed = run(name, cut, **options)
-    assert {k: resumed[k] for k in ("queries", "accuracy", "own", "log")} == {k: whole[k] for k in ("queries", "accuracy", "own", "log")}
+    assert {k: resumed[k] for k in ("accuracy", "own", "log")} == {k: whole[k] for k in ("accuracy", "own", "log")}
+    assert resumed["queries"] == whole["queries"] + resumed["repeated"]
     assert sum(counted) == whole["own"]["queries"] - before
     nets = [torch.load(next((h / "checkpoints" / name).rglob("student.pt")), weights_only=True)["model"] for h in (straight, cut)]
     assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
@@ -199,7 +200,7 @@ def test_images_outside_the_range_are_refused(script):
     t = Transfer(path)
     images = {"images": torch.full((20, 1, 8, 8), 3.0), "answers": torch.eye(10).repeat(2, 1)}
     save_file(images, path, {"transfer": json.dumps(t.about | {"ends": [20]})})
-    with pytest.raises(UsageError, match=r"lie in \[2, 2\], and distances are measured in \[0, 1\]"):
+    with pytest.raises(UsageError, match=r"lie in \[2, 2\], but distances need images in \[0, 1\]"):
         script("DB3KD", **FEW, transfer=path)
 
 
@@ -207,7 +208,7 @@ def test_a_class_that_the_teacher_never_says_is_named(script, monkeypatch, capsy
     silent = lambda self, answer: torch.nn.functional.one_hot(torch.where(answer[0] == 3, 2, answer[0]), answer[1]).float()  # noqa: E731
     monkeypatch.setattr(BlackBox, "recover", silent)
     result = script("DB3KD", **FEW, tag="silent")
-    assert "called none 3: no distance" in capsys.readouterr().out and math.isfinite(result["log"]["kl"])
+    assert "to the classes 3: distances to these are not measured" in capsys.readouterr().out and math.isfinite(result["log"]["kl"])
     found = columns(script.home, at="silent")
     assert (found["bd"][:, 3] == math.inf).all() and (found["bd_asked"][:, 3] == 0).all()
 
@@ -262,11 +263,11 @@ def test_robustness_of_any_model(script, capsys):
 
 
 def test_a_surrogate_learns_the_teachers_classes_even_from_few_images():
-    from common.db3kd.priors import learn
+    from common.db3kd.priors import train_surrogate
     from common.models import build
 
     torch.manual_seed(0)
     x = torch.rand(40, 1, 8, 8)
     y = (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
-    net = learn(build("ResNet8", 2, (1, 8, 8)), x, y, steps=120)
+    net = train_surrogate(build("ResNet8", 2, (1, 8, 8)), x, y, steps=120)
     assert not net.training and (net(x).argmax(1) == y).all()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.models import MODELS, build, canonical, parameters
+from common.models import MODELS, build, canonical, num_parameters
 from common.utils import UsageError
 
 # method cards: 3 channels unless said otherwise
@@ -33,12 +33,14 @@ COUNTS_28 = {"LeNet5": 187_780, "LeNet5_half": 47_645, "LeNet5_fifth": 7_964}  #
 )
 def test_parameter_counts(name, classes, shape, count):
     with torch.device("meta"):
-        assert parameters(build(name, classes, shape, "meta")) == count
+        assert num_parameters(build(name, classes, shape, "meta")) == count
 
 
 def test_vgg_without_batch_norm_lacks_just_its_parameters():
     for depth, channels in {8: 64 + 128 + 256 + 512 + 512, 19: 2 * 64 + 2 * 128 + 4 * 256 + 8 * 512}.items():
-        assert parameters(build(f"VGG{depth}_BN", 10, (3, 32, 32))) - parameters(build(f"VGG{depth}", 10, (3, 32, 32))) == 2 * channels
+        assert (
+            num_parameters(build(f"VGG{depth}_BN", 10, (3, 32, 32))) - num_parameters(build(f"VGG{depth}", 10, (3, 32, 32))) == 2 * channels
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,7 +75,7 @@ def test_torchvision_takes_other_channels_and_gives_the_feature():
     with torch.no_grad():
         s, f = net(torch.zeros(2, 1, 64, 64), feature=True)
     assert s.shape == (2, 5) and f.shape == (2, 512)
-    assert torch.allclose(net.net.fc(f), s, atol=1e-6)
+    assert torch.allclose(net.fc(f), s, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,62 @@ def test_names_without_regard_to_case_and_dashes(given, name):
 def test_what_cannot_be_is_said(name, shape, words):
     with pytest.raises(UsageError, match=words):
         build(name, 10, shape)
+
+
+# ---- nets of other libraries and of the user
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_0"])
+def test_a_plain_torchvision_file_loads_and_ours_is_one(name, tmp_path):
+    """torchvision's own parameter names, nothing besides, so that safetensors takes it too."""
+    import torchvision
+    from safetensors.torch import save_file
+
+    from common.checkpoints import load_weights, read_weights
+
+    theirs = torchvision.models.get_model(name, weights=None, num_classes=7)
+    torch.save(theirs.state_dict(), tmp_path / "plain.pth")
+    net = build(f"torchvision:{name}", 7, (3, 64, 64))
+    load_weights(net, read_weights(tmp_path / "plain.pth")[0], "plain.pth", name)
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(net.eval()(x), theirs.eval()(x)) and list(net.state_dict()) == list(theirs.state_dict())
+    save_file(net.state_dict(), tmp_path / "ours.safetensors")
+    torch.save({f"net.{k}": v for k, v in theirs.state_dict().items()} | {"last.weight": torch.zeros(3)}, tmp_path / "old.pth")
+    load_weights(net, read_weights(tmp_path / "old.pth")[0], "old.pth", name)
+    assert torch.equal(net.eval()(x), theirs(x))
+
+
+OWN = """
+import torch.nn as nn
+
+class Mine(nn.Module):
+    def __init__(self, classes, channels, size):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.out(self.body(x))
+"""
+
+
+def test_a_net_of_the_users_own(tmp_path, script):
+    (tmp_path / "my_nets.py").write_text(OWN)
+    name = f"{tmp_path / 'my_nets.py'}:Mine"
+    net = build(name, 10, (1, 8, 8)).eval()
+    s, f = net(torch.rand(3, 1, 8, 8), feature=True)
+    assert s.shape == (3, 10) and f.shape == (3, 8) and torch.allclose(net.out(f), s, atol=1e-6)
+    assert script("teacher", model=name, epochs=2)["accuracy"] > 5
+    result = script("KD", teacher=name, model=name, epochs=1, lamda=0.2)
+    assert "file-my_nets_Mine-" in result["line"] and result["queries"] == 259
+    for bad, words in {f"{tmp_path}/none.py:Mine": "no file", f"{tmp_path}/my_nets.py:Yours": "has no Yours; it has: Mine"}.items():
+        with pytest.raises(UsageError, match=words):
+            build(bad, 10, (1, 8, 8))
+
+
+def test_timm_where_it_is_not_installed(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match="timm:NAME needs the package timm, which is not installed; run: pip install timm"):
+        build("timm:resnet18", 10, (3, 32, 32))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.db3kd.pseudo import Samples, noise, seeds, show, smooth
+from common.db3kd.pseudo import PseudoSamples, draw_initial_samples, draw_noise, draw_smooth_noise, save_snapshots
 from common.utils import RunError
 
 ARGS = SimpleNamespace(candidates=2, step_queries=60, lbd_step=0.5, seed=0)
@@ -15,7 +15,7 @@ ARGS = SimpleNamespace(candidates=2, step_queries=60, lbd_step=0.5, seed=0)
 def samples(label, x, s=None, **options):
     x = torch.tensor(x, dtype=torch.double)
     s = label(x) if s is None else s
-    return Samples(x, s, label, torch.arange(len(x)), [("arc", None)], SimpleNamespace(**vars(ARGS) | options))
+    return PseudoSamples(x, s, label, torch.arange(len(x)), [("arc", None)], SimpleNamespace(**vars(ARGS) | options))
 
 
 def test_each_step_in_a_half_space_raises_the_distance_by_its_length():
@@ -63,7 +63,7 @@ def test_distances_grow_and_the_class_is_kept():
 
 def test_noise_is_in_range_and_of_two_kinds():
     g = torch.Generator().manual_seed(0)
-    rough, slow = noise(50, (1, 16, 16), g).view(50, 16, 16), smooth(50, (1, 16, 16), g).view(50, 16, 16)
+    rough, slow = draw_noise(50, (1, 16, 16), g).view(50, 16, 16), draw_smooth_noise(50, (1, 16, 16), g).view(50, 16, 16)
     for x in (rough, slow):
         assert x.min() >= 0 and x.max() <= 1
     assert slow.diff(dim=2).abs().mean() < 0.5 * rough.diff(dim=2).abs().mean()
@@ -76,23 +76,25 @@ def test_seeds_are_of_all_classes_even_rare_ones():
         left, top = x[:, 0, :4, :4].mean((1, 2)), x[:, 0, :4, 4:].mean((1, 2))
         return torch.where((left > 0.93) & (top < 0.1), 3, (left > top).long())
 
-    x, s = seeds(label, 4, 40, (1, 8, 8), torch.Generator().manual_seed(0))
+    x, s = draw_initial_samples(label, 4, 40, (1, 8, 8), torch.Generator().manual_seed(0))
     assert torch.equal(label(x), s) and x.shape == (40, 1, 8, 8) and (s == 3).sum() >= 10 and x.min() >= 0 and x.max() <= 1
 
 
 def test_a_class_that_is_never_said_is_named_and_the_others_share_its_places(capsys):
     asked = []
-    x, s = seeds(lambda x: (asked.append(len(x)), (x[:, 0, 0, 0] > 0.5).long())[1], 3, 30, (1, 4, 4), torch.Generator().manual_seed(0))
-    assert len(x) == 30 and set(s.tolist()) == {0, 1} and f"none of {sum(asked):,} images of noise 2" in capsys.readouterr().out
+    x, s = draw_initial_samples(
+        lambda x: (asked.append(len(x)), (x[:, 0, 0, 0] > 0.5).long())[1], 3, 30, (1, 4, 4), torch.Generator().manual_seed(0)
+    )
+    assert len(x) == 30 and set(s.tolist()) == {0, 1} and f"none of {sum(asked):,} noise images to the classes 2" in capsys.readouterr().out
 
 
 def test_a_teacher_of_one_class_is_one_line():
-    with pytest.raises(RunError, match="by 1 class: no boundary"):
-        seeds(lambda x: torch.zeros(len(x), dtype=torch.long), 3, 30, (1, 4, 4), torch.Generator().manual_seed(0))
+    with pytest.raises(RunError, match="to one class, so there is no decision boundary"):
+        draw_initial_samples(lambda x: torch.zeros(len(x), dtype=torch.long), 3, 30, (1, 4, 4), torch.Generator().manual_seed(0))
 
 
 def test_picture(tmp_path):
     from PIL import Image
 
-    show(torch.zeros(6, 3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 2, 2, 1]), tmp_path / "s.png")
+    save_snapshots(torch.zeros(6, 3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 2, 2, 1]), tmp_path / "s.png")
     assert Image.open(tmp_path / "s.png").size == (3 * 58 + 2, 3 * 58 + 2)

@@ -154,7 +154,7 @@ def test_kn_asks_about_anothers_images(script, monkeypatch):
 
 
 def test_the_adaptive_choice_prefers_what_was_worth_more():
-    from KN import Policy, worth
+    from KN import Policy, rewards
 
     policy = Policy(3)
     for _ in range(5):
@@ -162,13 +162,13 @@ def test_the_adaptive_choice_prefers_what_was_worth_more():
     assert policy.mean.item() == pytest.approx(1) and policy.H[0] > policy.H[1] > policy.H[2] and policy.taken.tolist() == [10, 10, 10]
     p = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.3, 0.3]])
     s = torch.zeros(2, 3)
-    r = worth(s, p, torch.full((3,), 1 / 3))
+    r = rewards(s, p, torch.full((3,), 1 / 3))
     assert r.tolist() == pytest.approx([0.8 + (0.9 - 1 / 3) + 1, 0.1 + (0.4 - 1 / 3) + 1], abs=1e-5)
 
 
 def test_am_takes_the_weight_at_which_the_student_is_least_sure():
     """By brute force on 20 pairs, one mix at a time."""
-    from AM import draw_pairs, least_sure
+    from AM import draw_pairs, least_confident
 
     from common.models import build
 
@@ -179,7 +179,7 @@ def test_am_takes_the_weight_at_which_the_student_is_least_sure():
     weights = torch.arange(0.3, 0.72, 0.04)
     pairs = draw_pairs(9, 20, torch.Generator().manual_seed(0))
     assert len(weights) == 11 and len({tuple(p) for p in pairs.tolist()}) == 20 and (pairs[:, 0] < pairs[:, 1]).all()
-    score, weight = least_sure(net, view, x, pairs, weights, size=50)
+    score, weight = least_confident(net, view, x, pairs, weights, size=50)
     with torch.no_grad():
         for (i, j), s, w in zip(pairs.tolist(), score, weight, strict=True):
             tops = [net(v * view(x[i : i + 1]) + (1 - v) * view(x[j : j + 1])).log_softmax(1).max().item() for v in weights]

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .utils import UsageError
+from .utils import RunError, UsageError
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two
@@ -20,6 +22,49 @@ def rank(response: str) -> int:
     if kind not in RESPONSES or (kind == "topk") != bool(k) or (k and not (k.isdigit() and int(k))):
         raise UsageError(f"--response {response}: there are logits, soft, topk:k (such as topk:5), hard, and inside (a white box)")
     return RESPONSES.index(kind)
+
+
+class Ledger:
+    """Counts of what was sent, in a file. A count is in the file before the images are sent, and never goes back.
+
+    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it.
+    """
+
+    NAMES = ("queries", *KINDS, "bytes")
+
+    def __init__(self, path: Path):
+        """Goes on with the counts of the file `path`, from 0 where there is none. UsageError where it is another kind of file."""
+        size = 8 * len(self.NAMES)
+        if path.exists() and path.stat().st_size != size:
+            raise UsageError(
+                f"{path} has {path.stat().st_size} bytes, not {size}: it does not hold counts of queries; move it away and run again"
+            )
+        self.values = np.memmap(path, np.int64, "r+" if path.exists() else "w+", shape=(len(self.NAMES),))
+
+    def add(self, counts: dict[str, int]) -> None:
+        """Adds counts by name."""
+        for name, n in counts.items():
+            self.values[self.NAMES.index(name)] += n
+
+    def counts(self) -> dict[str, int]:
+        """All counts by name."""
+        return dict(zip(self.NAMES, self.values.tolist(), strict=True))
+
+
+class Renormalised(nn.Module):
+    """A net that is given images of another normalisation than its own.
+
+    here, its: (mean, std) of the images that come and of those that the net was trained on, (1, C, 1, 1) each, for pixels in [0, 1].
+    """
+
+    def __init__(self, net: nn.Module, here: tuple[Tensor, Tensor], its: tuple[Tensor, Tensor]):
+        super().__init__()
+        self.net = net
+        self.register_buffer("scale", here[1] / its[1])
+        self.register_buffer("shift", (here[0] - its[0]) / its[1])
+
+    def forward(self, x: Tensor, feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return self.net(torch.addcmul(self.shift, x, self.scale), feature=feature)
 
 
 class BlackBox:
@@ -34,13 +79,14 @@ class BlackBox:
     budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass, by
     default as many as make 4 million pixel values on a GPU, half a million on the CPU (its caches), 256 to 8,192. identity: letters that
     tell it from other teachers.
-    counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure).
+    counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure). ledger: a Ledger,
+    where what is sent is to be counted whatever becomes of the process. stop: called before a query, to leave in the midst of a purchase.
     """
 
     def __init__(self, net: nn.Module, response: str = "soft", budget: int | None = None, chunk: int | None = None, identity: str = ""):
         self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
         self.rank, self.earlier, self.identity = rank(response), 0, identity
-        self.counts = self.zero()
+        self.counts, self.ledger, self.stop, self.finite = self.zero(), None, None, True
 
     @staticmethod
     def zero() -> dict[str, int]:
@@ -60,7 +106,9 @@ class BlackBox:
         self.require_inside()
         self.afford(len(x))
         self.count(x, kind, sent=0)
-        return self.net(x, feature=True)
+        logits, feature = self.net(x, feature=True)
+        self.note_finite(logits)
+        return logits, feature
 
     def norms(self) -> list[nn.BatchNorm2d]:
         """Its batch-norm layers, which know mean and variance of what they were trained on; UsageError where it has none."""
@@ -78,10 +126,11 @@ class BlackBox:
             raise UsageError(f"this method looks inside the teacher, and --response {self.response} is a black box; {hint}")
 
     def __call__(self, x: Tensor, kind: str = "private") -> Tensor:
+        if self.stop:
+            self.stop()
         self.afford(len(x))
-        answers = torch.cat([self.recover(self.api(c)) for c in self.chunks(x)])  # (N, K)
         self.count(x, kind)
-        return answers
+        return torch.cat([self.recover(self.api(c)) for c in self.chunks(x)])  # (N, K)
 
     def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         """x, a forward pass each."""
@@ -90,19 +139,40 @@ class BlackBox:
 
     def count(self, x: Tensor, kind: str, sent: int = 1) -> None:
         """Counts a query for each image of x (N, C, H, W); sent: 0 where nothing leaves the device."""
-        self.counts["queries"] += len(x)
-        self.counts[kind] += len(x)
-        self.counts["bytes"] += x.numel() * 4 * sent
+        new = {"queries": len(x), kind: len(x), "bytes": x.numel() * 4 * sent}
+        for name, n in new.items():
+            self.counts[name] += n
+        if self.ledger:
+            self.ledger.add(new)
+
+    def billed(self) -> dict[str, int]:
+        """Counts of all that was sent, also by earlier parts of the run whose answers were lost."""
+        sent = self.ledger.counts() if self.ledger else self.counts
+        return {k: max(n, sent[k]) for k, n in self.counts.items()}
+
+    def note_finite(self, logits: Tensor) -> None:
+        """Remembers, on the device, whether all logits so far were finite."""
+        self.finite = self.finite & logits.detach().isfinite().all()
+
+    def check_finite(self) -> None:
+        """RunError where an answer since the beginning was not finite; waits for the device."""
+        if not bool(self.finite):
+            raise RunError("the teacher answered with NaN or infinity; check its weights and its normalisation (--teacher_normalize)")
+
+    @property
+    def allowance(self) -> float:
+        """Queries that the budget allows this run altogether, infinity without one; the same before and after a stop."""
+        return math.inf if self.budget is None else max(0, self.budget - self.earlier)
 
     @property
     def left(self) -> float:
         """Queries that the budget still allows, infinity without one."""
-        return math.inf if self.budget is None else max(0, self.budget - self.earlier - self.counts["queries"])
+        return math.inf if self.budget is None else max(0, self.budget - self.earlier - self.billed()["queries"])
 
     def afford(self, n: int) -> None:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
         if n > self.left:
-            asked = self.earlier + self.counts["queries"]
+            asked = self.earlier + self.billed()["queries"]
             left = f"--query_budget {self.budget} allows {self.left} more queries ({asked} asked so far)"
             raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
@@ -115,6 +185,7 @@ class BlackBox:
     def api(self, x: Tensor) -> Tensor | tuple:
         """What the server would send: logits, probabilities (N, K), values and classes (N, k) each, or classes (N,)."""
         logits = self.net(x).float()
+        self.note_finite(logits)
         if self.rank >= RESPONSES.index("logits"):
             return logits
         if self.hard:

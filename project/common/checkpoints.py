@@ -8,12 +8,14 @@ import pickle
 import re
 import shlex
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 from torchvision.transforms.v2.functional import resize as resize_side
@@ -21,13 +23,9 @@ from torchvision.transforms.v2.functional import resize as resize_side
 from .datasets.images import normalised, recoloured, resize
 from .gan import Generator
 from .models import build
-from .models.base import Classifier
 from .options import Base, flags
-from .utils import UsageError, holding, run_folder
-
-StateDict = dict[str, Tensor]
-NESTS = ("model", "state_dict", "net", "model_sd")  # keys under which checkpoints hold a state dict
-PREFIXES = ("module.student.", "module.")  # that wrappers and trainers put before every name
+from .utils import UsageError, holding, net_name, run_folder, say
+from .weights import StateDict, find_state, matched, what_it_is
 
 
 # what else checkpoints of timm, RepDistiller and mdistiller hold: plain values, whose types run nothing when they are made
@@ -52,8 +50,11 @@ def read(path: Path | str, *keys: str) -> dict:
     keys: what it must hold. UsageError, in one line, where it cannot be read or lacks one.
     """
     try:
+        check_kind(path)
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):  # warnings: of foreign files' formats
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except pickle.UnpicklingError as e:
@@ -68,21 +69,32 @@ def read(path: Path | str, *keys: str) -> dict:
     return holding(keys, content, path)
 
 
-def read_weights(path: Path | str) -> tuple[StateDict, dict]:
-    """(state dict, meta) of a checkpoint: plain, or under one of NESTS; without wrappers' PREFIXES. meta is empty for others' files."""
+def check_kind(path: Path | str) -> None:
+    """UsageError for a path that is no file of weights: a folder, a URL, a page, a pointer, a model of another program."""
+    if Path(path).is_dir():
+        there = sorted(p.name for p in Path(path).iterdir() if p.suffix in (".pt", ".pth", ".safetensors", ".bin"))
+        raise UsageError(f"{path} is a folder; give a file of it{': ' if there else ''}{', '.join(there[:5])}")
+    start = b""
+    if Path(path).is_file():
+        with open(path, "rb") as f:
+            start = f.read(64)
+    if what := what_it_is(path, start):
+        raise UsageError(f"{path} is {what}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as z:
+            if any(n.endswith("constants.pkl") for n in z.namelist()):
+                raise UsageError(f"{path} is a TorchScript program, which is not run; save model.state_dict() instead")
+
+
+def read_weights(path: Path | str, key: str = "") -> tuple[StateDict, dict]:
+    """(state dict, meta) of a checkpoint, as weights.find_state finds it. meta is empty for others' files."""
     content = read(path)
     meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
-    for key in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UsageError(f"{path} holds no state dict, neither plain nor under {', '.join(NESTS[:-1])} or {NESTS[-1]}")
-    for prefix in PREFIXES:
-        if any(k.startswith(prefix) for k in content):
-            content = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix) or prefix == "module."}
-    return content, meta
+    state, aside = find_state(content, path, key)
+    if aside:
+        say(f"{path}: {aside}")
+    return state, meta
 
 
 def identity(path: Path | str) -> str:
@@ -96,7 +108,7 @@ def identity(path: Path | str) -> str:
 
 def load_weights(net: nn.Module, state: StateDict, path: Path | str, kind: str) -> nn.Module:
     """`net` with the weights `state` of the file `path`; UsageError where names or shapes differ. kind: what the net is, in words."""
-    state = net.adapt(state) if isinstance(net, Classifier) else state
+    state = matched(state, net)
     wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
     missing, unexpected = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
     off = [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in given and given[k] != wanted[k]][:1]
@@ -104,6 +116,8 @@ def load_weights(net: nn.Module, state: StateDict, path: Path | str, kind: str) 
         off.append(f"{named(missing)} missing, {named(unexpected)} unexpected")
     if off:
         raise UsageError(f"{path} is not a checkpoint of {kind}: {'; '.join(off)}")
+    if bad := [k for k, v in state.items() if not v.isfinite().all()]:
+        raise UsageError(f"{path} holds a weight that is not finite ({bad[0]}); it is damaged, or its training diverged")
     net.load_state_dict(state)
     return net
 
@@ -135,19 +149,20 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Callab
         net, preprocess, classes = load_model("checkpoints/KD/Digits/ResNet20_to_ResNet8/seed0/student.pt")
     """
     state, meta = read_weights(path)
-    if lacking := {"model", "shape", "classes", "mean", "std", "names", "crop_from"} - meta.keys():
+    if lacking := {"model", "shape", "classes", "data"} - meta.keys():
         what = "teacher.pt and student.pt of this project's scripts do"
         raise UsageError(f"{path} does not say its {', '.join(sorted(lacking))}; {what}, of versions from November 2026 on")
+    data = meta["data"]
     (channels, size, _), device = meta["shape"], torch.device(device)
     net = load_weights(build(meta["model"], meta["classes"], meta["shape"], device), state, path, meta["model"])
-    mean, std = (torch.tensor(meta[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
+    mean, std = (torch.tensor(data[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
 
     def preprocess(x: Tensor) -> Tensor:
         x = x.to(device)
-        x = center_crop(resize_side(x, [meta["crop_from"]], antialias=True), [size, size]) if meta["crop_from"] else resize(x, size)
+        x = center_crop(resize_side(x, [data["crop_from"]], antialias=True), [size, size]) if data["crop_from"] else resize(x, size)
         return normalised(recoloured(x, channels), mean, std)
 
-    return net.eval().requires_grad_(False), preprocess, list(meta["names"])
+    return net.eval().requires_grad_(False), preprocess, list(data["names"])
 
 
 # ---- finding
@@ -163,7 +178,9 @@ def first_run(args: Base, script: str, **options) -> str:
 def teacher_file(args: Base) -> Path:
     """The checkpoint of the run's teacher; UsageError, with the command that trains it, where there is none."""
     script, net = args.teacher_checkpoint()
-    path = Path(args.teacher_path or run_folder(args.checkpoints_dir, script, args.dataset, args.teacher, args.teacher_seed) / f"{net}.pt")
+    path = Path(
+        args.teacher_path or run_folder(args.checkpoints_dir, script, args.dataset, net_name(args.teacher), args.teacher_seed) / f"{net}.pt"
+    )
     if not path.exists() and not args.teacher_path:
         first = first_run(args, script, model=args.teacher, seed=args.teacher_seed)
         raise UsageError(f"no teacher for {args.dataset} in {path.parent}; first run: {first}")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from .utils import UsageError, run_name
 
+MAX_SEED = 2**32 - 1
 GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
 BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
@@ -49,18 +50,18 @@ class RunOptions:
     model = teacher = private = pool = transfer = ""
     response, query_budget, cache = "soft", 0, False
 
-    seed: int = opt(0, "random seed (subset, initial weights, shuffling)", ge=0, le=2**32 - 1)
-    tag: str = opt("", "name added to the run's folder, so that runs with other options stand beside each other")
-    device: str = opt("auto", "device: auto (a GPU if there is one), cpu, cuda, cuda:1 or 1")
+    seed: int = opt(0, "random seed (subset, initial weights, shuffling)", ge=0, le=MAX_SEED)
+    tag: str = opt("", "suffix of the run's folder name, to keep runs with other options apart")
+    device: str = opt("auto", "device: auto (a GPU if there is one), cpu, cuda, or cuda:1 (also 1)")
     amp: Literal["off", "bf16"] = opt("off", "number format of forward passes: float32 (off) or bfloat16 (bf16)")
-    compile: bool = opt(False, "compile the trained net with torch.compile")
+    compile: bool = opt(False, "compile the trained network with torch.compile")
     deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
     workers: int = opt(-1, "number of processes that read a data set too large for memory; -1: one per core, at most 8", ge=-1, le=1024)
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")
     logs_dir: str = opt("logs", "folder of log.jsonl, TensorBoard events and pictures")
     overwrite: bool = opt(False, "delete an earlier run with the same folder and start again")
-    dry_run: bool = opt(False, "one epoch of two steps, after which nothing is kept")
+    dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command")
 
     def presets(self) -> dict[str, Any]:
         """{option: value} that follow from other options, for those that the command line does not give."""
@@ -76,15 +77,24 @@ class DataOptions(RunOptions):
 
     dataset: str = opt("MNIST", "data set: a name of the list below, or folder:PATH (one subfolder per class)")
     img_size: int = opt(0, "side length of the images in pixels; 0: the data set's usual one", ge=0, le=4096)
-    normalize: Literal["half", "dataset"] = opt(
-        "half", "pixel range: [-1, 1] (half), or mean 0 and standard deviation 1 over the data set (dataset)"
+    normalize: str = opt(
+        "half", "normalisation of pixels: half (to [-1, 1]), unit (to [0, 1]), imagenet, dataset (its mean, std), or M,S or M,M,M,S,S,S"
     )
+    channels: int = opt(
+        0, "number of image channels, for a folder of the other kind: 1 (grey) or 3 (colour); 0: as the data set", ge=0, le=3
+    )
+    skip_broken: bool = opt(False, "leave out image files that cannot be read, instead of an error that names them")
     augment: AUGMENT = opt(
         "none", "augmentation: random crop (crop), crop and flip (crop_flip), random resized crop (resized_crop), AutoAugment (auto)"
     )
     zoom: bool = opt(False, "evaluate on the central 7/8 of each image, enlarged to full size, as timm does")
     lamda: float = opt(0.1, "fraction of the training set that is used (class-balanced; the subset depends on --seed only)", gt=0, le=1)
     val: float = opt(0.0, "fraction of the training set that is held out and evaluated instead of the test set", ge=0, lt=1)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.channels == 2:
+            raise UsageError("--channels 2: there are 1 (grey), 3 (colour) and 0 (as the data set has)")
 
 
 @dataclass
@@ -95,14 +105,16 @@ class Base(DataOptions):
 
     epochs: int = opt(240, "number of epochs", ge=1)
     batch_size: int = opt(128, "batch size in images", ge=1)
-    optimizer: Literal["sgd", "adam"] = opt("sgd", "optimizer of the trained net")
+    optimizer: Literal["sgd", "adam"] = opt("sgd", "optimizer of the trained network")
     lr: float = opt(0.1, "learning rate", gt=0)
     momentum: float = opt(0.9, "momentum of SGD", ge=0, lt=1)
     nesterov: bool = opt(False, "use Nesterov momentum with SGD")
     weight_decay: float = opt(5e-4, "weight decay (L2 penalty)", ge=0, le=1)
     decay: Literal["all", "weights"] = opt("all", "parameters that weight decay applies to: all, or weights (no biases, no batch norm)")
     schedule: Literal["multistep", "cosine"] = opt("multistep", "learning-rate schedule: steps at --milestones, or cosine decay")
-    milestones: str = opt("1/3,2/3", "epochs after which the learning rate is multiplied by --gamma, or fractions of --epochs, with commas")
+    milestones: str = opt(
+        "1/3,2/3", "epochs after which the learning rate is multiplied by --gamma, or fractions of --epochs, with commas or spaces"
+    )
     gamma: float = opt(0.1, "factor of the learning rate at each milestone", gt=0, le=1)
     lr_warmup: int = opt(0, "number of epochs over which the learning rate rises from 1e-4 to --lr", ge=0)
     lr_min: float = opt(0.0, "learning rate at the end of the cosine schedule", ge=0)
@@ -117,13 +129,17 @@ class TeacherOptions(Base):
     NEEDS: ClassVar = "hard"
 
     teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list below")
-    teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=2**32 - 1)
+    teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=MAX_SEED)
+    weights: str = opt("", "key of the teacher's weights in its checkpoint file, if the file has several (A.B: nested key)")
+    teacher_normalize: str = opt(
+        "", "normalisation that the teacher was trained with; left out: as in its checkpoint file, else --normalize"
+    )
     teacher_path: str = opt("", "checkpoint file of the teacher, instead of the one from teacher.py")
     response: str = opt(
-        "soft", "answer of the teacher: logits, soft (probabilities), topk:K, hard (class), inside (white box)", alias="res_type"
+        "soft", "response of the teacher: hard (class), topk:K, soft (probabilities), logits, or inside (white box)", alias="res_type"
     )
     query_budget: int = opt(0, "maximum number of queries to the teacher; 0: no limit", ge=0)
-    private: str = opt("", "data set of the private and the test images, where it is not the one that the teacher was trained on")
+    private: str = opt("", "data set of the private and the test images, if it differs from the teacher's (--dataset)")
 
     def teacher_checkpoint(self) -> tuple[str, str]:
         """(the script that the teacher is of, the name under which that saves it)."""
@@ -145,13 +161,35 @@ class TransferOptions(StudentOptions):
 
     GROUP: ClassVar = "teacher"
 
-    transfer: str = opt("", "transfer.safetensors of another run with this teacher and response: train on the answers in it")
-    cache: bool = opt(False, "keep the teacher's answers to augmented images in memory (up to 162 per image); a killed run asks again")
+    transfer: str = opt("", "transfer.safetensors of another run with this teacher and response, whose answers replace queries")
+    cache: bool = opt(False, "keep the teacher's answers to augmented images in memory (up to 162 per image); a resumed run asks again")
 
     def validate(self) -> None:
         super().validate()
         if self.cache and self.augment not in ("crop", "crop_flip"):
             raise UsageError(f"--cache keeps answers to views that can be counted: use --augment crop or crop_flip, not {self.augment}")
+
+
+NORMALISATIONS = {  # name: (mean, std) of a grey image and of the channels of a colour image, for pixels in [0, 1]
+    "half": (((0.5,), (0.5,)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    "unit": (((0.0,), (1.0,)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+    "imagenet": (((0.449,), (0.226,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+}
+
+
+def normalisation(value: str, channels: int, option: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel that an option's value names: half, unit, imagenet, or numbers; UsageError for anything else."""
+    if value in NORMALISATIONS:
+        return NORMALISATIONS[value][channels != 1]
+    try:
+        numbers = [float(v) for v in value.split(",")]
+    except ValueError:
+        numbers = []
+    n = len(numbers) // 2
+    if len(numbers) not in (2, 2 * channels) or not all(math.isfinite(v) for v in numbers) or min(numbers[n:]) <= 0:
+        what = f"{', '.join(NORMALISATIONS)}, or mean and std above 0 ({' or '.join(map(str, sorted({2, 2 * channels})))} numbers)"
+        raise UsageError(f"{option} {value}: there are {what}")
+    return tuple(numbers[:n] * (channels // n)), tuple(numbers[n:] * (channels // n))
 
 
 # ---- the command line
@@ -168,6 +206,13 @@ def described(cls: type[RunOptions]) -> dict[str, dict]:
     for name in cls.ALIASES.keys() & found.keys():
         found[name]["alias"] = (*found[name]["alias"], *cls.ALIASES[name])
     return found
+
+
+class Joined(argparse.Action):
+    """Several words as one with commas."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str], option_string: str | None = None):
+        setattr(namespace, self.dest, ",".join(values))
 
 
 class Parser(argparse.ArgumentParser):
@@ -214,7 +259,11 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
             add(f"--no_{f.name}", dest=f.name, action="store_false", help=text if f.default else argparse.SUPPRESS)
             continue
         choices = get_args(f.type) if get_origin(f.type) is Literal else None
-        text += f", {interval(about['bounds'])}" * (len(about["bounds"]) > 1) + f" (default: {f.default})" * (f.default != "")
+        bounds, default = about["bounds"], f"{f.default:g}" if f.type is float else f.default
+        text += f", {interval(bounds)}" * (len(bounds) > 1 and bounds.get("le") != MAX_SEED) + f" (default: {default})" * (f.default != "")
+        if f.name == "milestones":  # the released code's spelling: 80 160
+            add(*names, nargs="+", action=Joined, metavar="TEXT", help=text)
+            continue
         kind, metavar = (str, None) if choices else (f.type, {int: "N", float: "X"}.get(f.type, "TEXT"))
         add(*names, type=kind, choices=choices, metavar=metavar, help=text)
     return parser

@@ -26,7 +26,7 @@ from .checkpoints import holding, identity, read
 from .datasets import Data, Images
 from .measures import infer
 from .options import Base, settings
-from .record import Record
+from .record import Record, data_changes
 from .training import Stop
 from .utils import UsageError, atomic, save, say
 
@@ -121,8 +121,8 @@ class Purchases:
         given = self.take(Path(args.transfer)) if args.transfer else None
         name = given["dataset"] if given else args.pool or data.name
         self.source = data if name == data.name else load(name)
-        if given and given["images"] != (there := len(self.source.train)):
-            raise UsageError(f"{args.transfer} counts {given['images']} training images in {name}, which now has {there}; buy answers anew")
+        if given and (changed := data_changes(given.get("data") or self.source.identity(), self.source.identity())):
+            raise UsageError(f"{args.transfer} was bought for other images of {name}: {'; '.join(changed)}; buy answers anew")
         self.queryable = private if self.source is data else self.source.train
 
     def take(self, path: Path) -> dict:
@@ -150,7 +150,7 @@ class Purchases:
 
     def total_counts(self) -> dict[str, int]:
         """Counts of this run and of the files it is made from."""
-        own = self.teacher.counts if self.teacher else BlackBox.zero()
+        own = self.teacher.billed() if self.teacher else BlackBox.zero()
         return {k: v + self.inherited.get(k, 0) for k, v in own.items()}
 
     def resume_counts(self, counts: dict[str, int]) -> None:
@@ -207,12 +207,19 @@ class Purchases:
         t, a = self.transfer, self.args
         self.resume_counts(t.about.get("own", {}))
         about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
-        about |= {"response": a.response, "teacher": self.teacher.identity, "options": settings(a), "sources": self.record.sources}
+        about |= {
+            "data": self.source.identity(),
+            "response": a.response,
+            "teacher": self.teacher.identity,
+            "options": settings(a),
+            "sources": self.record.sources,
+        }
         printed = time.monotonic()
         for end in t.fill(make, name, size, stop):
             if time.monotonic() - printed > 30:
                 say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
                 printed = time.monotonic()
+            self.teacher.check_finite()
             t.save(about | {"made": t.made, "own": self.teacher.state_dict(), "counts": self.total_counts()})
             if self.stop.requested:
                 self.stop.leave()

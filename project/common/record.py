@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -17,9 +16,10 @@ import torch
 import torch.nn as nn
 import torchvision
 
-from .checkpoints import StateDict, identity, read, read_weights
+from .checkpoints import identity, read, read_weights
 from .options import Base, dataset_tag, differences, run_name_of, settings
 from .utils import Finished, RunError, UsageError, read_json, run_folder, save, save_json, save_text, say
+from .weights import StateDict
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +36,7 @@ class Record:
 
     def __init__(self, script: str, args: Base):
         self.script, self.args = script, args
-        self.rows, self.best, self.sources, self.state = [], None, {}, None
+        self.rows, self.best, self.sources, self.state, self.before, self.data = [], None, {}, None, {}, {}
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.monotonic(), 0.0
         self.name = run_name_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"
@@ -76,7 +76,7 @@ class Record:
         result = read_json(self.folder / "result.json", "options", "sources", "line")
         if not result and (self.folder / "state.pt").exists():
             self.state = read(self.folder / "state.pt", "options", "sources", "epoch", "objects", "rng", "rows")
-        before = result or self.state or bought
+        self.before = before = result or self.state or bought
         if not before:
             return
         changed = differences(self.args, before["options"])
@@ -89,9 +89,19 @@ class Record:
         if result:
             raise Finished(result)
 
-    def source(self, path: Path | str) -> tuple[StateDict, dict]:
-        """(state dict, meta) of a file that this run is made from; a change of the file is noticed when the run is taken up."""
-        content = read_weights(path)
+    def check_data(self, identity: dict) -> None:
+        """UsageError where the data are not those with which the run began; identity: of Data, noted in all that the run writes."""
+        self.data = identity
+        if changed := data_changes(self.before.get("data") or identity, identity):
+            hint = "put the files back, give --tag NAME to run beside it, or --overwrite to start anew"
+            raise UsageError(f"the data of {self.args.dataset} have changed since {self.folder} was written: {'; '.join(changed)}; {hint}")
+
+    def source(self, path: Path | str, key: str = "") -> tuple[StateDict, dict]:
+        """(state dict, meta) of a file that this run is made from; a change of the file is noticed when the run is taken up.
+
+        key: where in the file the state dict lies, where it holds several.
+        """
+        content = read_weights(path, key)
         self.sources[str(path)] = identity(path)
         return content
 
@@ -103,7 +113,7 @@ class Record:
             return
         kept = {"epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
         kept |= {"rng": rng_state(device), "rows": self.rows, "best": self.best, "seconds": self.seconds()}
-        save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources})
+        save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources, "data": self.data})
         self.saved_epoch, self.saved_at = epoch, time.monotonic()
 
     def resume(self, done: int, until: int, objects: dict, device: torch.device) -> int:
@@ -166,7 +176,7 @@ class Record:
             **result,
         }
         result |= {"seconds": round(self.seconds(), 1), "versions": versions()}
-        result |= {"options": settings(self.args), "sources": self.sources, "log": self.rows[-1] if self.rows else {}}
+        result |= {"options": settings(self.args), "sources": self.sources, "data": self.data, "log": self.rows[-1] if self.rows else {}}
         self.board.close()
         if self.args.dry_run:
             say(f"{self.title}: a dry run went through; nothing is kept")
@@ -176,6 +186,24 @@ class Record:
             say(result["line"])
         self.lock.close()
         return result
+
+
+def data_changes(then: dict, now: dict) -> list[str]:
+    """What two identities of a data set (Data.identity) have otherwise, a phrase each; nothing where one does not know."""
+    found = []
+    if then["names"] != now["names"]:
+        found.append(f"classes {', '.join(then['names'])} (now {', '.join(now['names'])})")
+    for part in ("train", "test"):
+        a, b = then[part], now[part]
+        if a["hash"] and b["hash"] and a["hash"] != b["hash"]:
+            more = (
+                f"{a['images']:,} images (now {b['images']:,})"
+                if a["images"] != b["images"]
+                else f"other images of the same number ({a['images']:,})"
+            )
+            found.append(f"{part} set: {more}")
+    found += [f"{k} {then[k]} (now {now[k]})" for k in ("mean", "std", "crop_from") if then[k] != now[k]]
+    return found
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -188,13 +216,6 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def peak_mb(device: torch.device) -> int:
-    """The most memory that this process has held, of the GPU where there is one, in MiB."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 def versions() -> dict[str, str]:

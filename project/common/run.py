@@ -5,7 +5,6 @@ short. What a run does stands in rooms of its own: `training` (fit), `purchases`
 """
 
 import inspect
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,18 +14,20 @@ import torch.nn as nn
 from torch import Tensor
 
 from .batches import Batches, Map, Streamed, batches_of
-from .blackbox import RESPONSES, BlackBox, rank
-from .checkpoints import StateDict, check_meta, load_weights, meta_of, teacher_file
-from .datasets import DATASETS, Data, Images, load, spec_of, zoomed
-from .datasets.images import split
+from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
+from .checkpoints import check_meta, load_weights, meta_of, teacher_file
+from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
+from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
 from .models import MODELS, build, canonical
 from .models.base import Classifier
-from .options import Base, dataset_tag, parse
+from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Columns, Purchases, Transfer, resident
-from .record import Record, peak_mb
+from .record import Record
+from .teachers import check_teacher, near_chance, teacher_normalisation
 from .training import Stop, Training, command_of, milestones
 from .utils import UsageError, say
+from .weights import StateDict
 
 
 def start(Args: type[Base], argv: list[str] | None = None) -> "Run":
@@ -60,7 +61,9 @@ class Run:
         self.record.take_up(transfer.about)
         stop = Stop(self.record, self.command)
         answering = self.find_teacher() if args.teacher else None
+        self.answering = answering[2] if answering else {}
         self.data = self.load(args.private or args.dataset, num_classes_without_data(args, answering))
+        self.record.check_data(self.data.identity())
         self.split_private()
         self.teacher = self.truth = None
         if answering:
@@ -69,6 +72,8 @@ class Run:
         self.student = self.net(args.model) if args.model else None
         if args.compile and self.student:
             self.student.compile()
+        if self.teacher:
+            self.teacher.ledger, self.teacher.stop = Ledger(self.record.folder / "queries"), stop.check
         self.purchases = Purchases(args, self.record, transfer, self.data, self.private, self.teacher, stop, self.load)
         self.training = Training(args, self.device, self.record, self.teacher, stop)
         used = f"{len(self.private):,} of {len(self.data.train):,} training images" if args.DATA else "no training image"
@@ -77,22 +82,36 @@ class Run:
     # ---- data, teacher, nets
 
     def load(self, name: str, classes_without_data: int = 0) -> Data:
-        """The data set `name` with the size and the channels that the teacher's has."""
+        """The data set `name` with the size, the channels and the normalisation that the teacher's has. A flat folder has no labels."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
-        if a.private and a.normalize != "half":
-            raise UsageError("--private goes with --normalize half: another data set has another mean than the teacher's")
-        size = a.img_size or spec.size
-        return load(name, a.data_dir, self.device, size, a.normalize, a.workers, spec.channels, classes_without_data)
+        channels = a.channels or spec.channels
+        known = None if a.normalize == "dataset" else normalisation(a.normalize, channels, "--normalize")
+        its = self.answering.get("data")
+        if a.normalize == "dataset" and self.answering.get("normalize") == "dataset" and its:
+            known = its["mean"], its["std"]  # what lies in the folder may have changed since
+        if a.private and not known:
+            raise UsageError(
+                f"--private {a.private} has another mean than {a.dataset}, and the teacher's file does not say its own; use --normalize M,S"
+            )
+        size, labels = a.img_size or spec.size, name == a.dataset or not is_flat(name)
+        how = "half" if known else "dataset"
+        data = load(name, a.data_dir, self.device, size, how, a.workers, channels, classes_without_data, labels, a.skip_broken)
+        if known:
+            data.mean, data.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in known)
+        if not labels:  # the teacher's classes
+            data.classes = spec.classes or self.answering.get("classes", 0)
+            data.names = its["names"] if its else [str(k) for k in range(data.classes)]
+        return data
 
     def split_private(self) -> None:
         """private: the subset that is trained on. test: the test images or, with --val, training images kept from everyone."""
         a, train, self.test = self.args, self.data.train, self.data.test
         if a.val:
-            held, rest = split(train.y, a.val, seed=1)
+            held, rest = train.split(a.val, 1, "val")
             self.test, train = train.subset(held), train.subset(rest)
         self.test = zoomed(self.test) if a.zoom else self.test
         self.split = "validation" if a.val else "held-out" if spec_of(a.dataset)[1].novel else "test"
-        self.private = train.subset(split(train.y, a.lamda, a.seed)[0]) if a.lamda < 1 else train
+        self.private = train.subset(train.split(a.lamda, a.seed, "private")[0]) if a.lamda < 1 else train
 
     def find_teacher(self) -> tuple[Path, StateDict, dict]:
         """(path, state dict, meta), before the data is read: a missing teacher is said at once."""
@@ -101,18 +120,29 @@ class Run:
             hint = f"use --response {a.NEEDS}, where the teacher gives it, or a script that needs less (docs/running.md)"
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; {hint}")
         path = teacher_file(a)
-        return path, *self.record.source(path)
+        return path, *self.record.source(path, a.weights)
 
     def open_teacher(self, path: Path, state: StateDict, meta: dict) -> None:
         a = self.args
-        net = self.load_weights(self.net(a.teacher), path, kind=a.teacher, content=(state, meta))
+        check_teacher(path, meta, a, self.data)
+        net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
+        here, its = (self.data.mean, self.data.std), teacher_normalisation(meta, a, self.data)
+        if any(not torch.equal(u, v) for u, v in zip(here, its, strict=True)):
+            net = Renormalised(net, here, its)
         self.teacher = BlackBox(net, a.response, a.query_budget or None, identity=self.record.sources[str(path)])
         self.teacher_path, self.teacher_accuracy, seen = path, None, "there are no images to test it with"
         if len(self.test):
             self.truth = self.infer(self.teacher.audit, self.test)
+            if bad := len(self.truth) - int(self.truth.isfinite().all(1).sum()):
+                raise UsageError(
+                    f"{path} answers with NaN to {bad:,} of {len(self.truth):,} {self.split} images; check its weights and normalisation"
+                )
             self.teacher_accuracy = percent(self.truth.argmax(1) == self.test.y)
             seen = f"{self.teacher_accuracy:.2f} % of {len(self.test):,} {self.split} images"
         say(f"teacher {a.teacher}: {seen}; it answers {a.response}")
+        if len(self.test) and near_chance(self.teacher_accuracy, len(self.test), self.data.classes):
+            causes = "its normalisation (--teacher_normalize), the order of its classes, or its last layer may differ"
+            say(f"WARNING: the teacher is near chance ({100 / self.data.classes:.2f} %): {causes}")
 
     def net(self, name: str) -> nn.Module:
         """A new net of this name for the run's classes and images."""
@@ -215,13 +245,17 @@ class Run:
         a, data, rows = self.args, self.data, self.record.rows
         last = next((r for r in reversed(rows) if "accuracy" in r), {})
         total, own = self.purchases.total_counts(), dict(self.teacher.counts) if self.teacher else {}
+        billed = self.teacher.billed() if self.teacher else {}
         summary = (
             [f"{last['accuracy']:.2f} % last, {self.record.best:.2f} % best of {len(self.test):,} {self.split} images"] if last else []
         )
         result = {k: last[k] for k in ("accuracy", "top5", "agreement", "teacher_kl", "ece") if k in last} | {"split": self.split}
         if self.teacher:
             summary += [f"agreement {last['agreement']:.2f} %"] if last else []
-            summary += [f"{total['queries']:,} queries, {total['bytes'] / 1e6:.1f} MB sent"]
+            self.teacher.check_finite()
+            result["repeated"] = billed["queries"] - own["queries"]
+            again = f" ({result['repeated']:,} of them twice, after a stop)" if result["repeated"] else ""
+            summary += [f"{total['queries']:,} queries{again}, {total['bytes'] / 1e6:.1f} MB sent"]
             result["teacher_accuracy"] = self.teacher_accuracy
         summary += [*self.summary_parts, f"{self.record.seconds() / 60:.1f} min"]
         seconds = self.training.epoch_seconds
@@ -235,20 +269,9 @@ class Run:
         }
         result |= {"needs": a.NEEDS, **self.notes, "command": self.command}
         nets = nets or ({"student": self.student} if self.student else {})
-        meta = {
-            "script": self.record.script,
-            "dataset": dataset_tag(a),
-            "shape": list(data.shape),
-            "classes": data.classes,
-            "names": data.names,
-        }
-        meta |= {
-            "normalize": a.normalize,
-            "mean": data.mean.flatten().tolist(),
-            "std": data.std.flatten().tolist(),
-            "crop_from": data.crop_from,
-        }
-        meta |= {"lamda": a.lamda, "model": a.model, "counts": own} | ({"teacher": self.teacher.identity} if self.teacher else {})
+        meta = {"script": self.record.script, "dataset": dataset_tag(a), "shape": list(data.shape), "classes": data.classes}
+        meta |= {"data": self.record.data, "normalize": a.normalize, "lamda": a.lamda, "model": a.model, "counts": billed}
+        meta |= {"teacher": self.teacher.identity} if self.teacher else {}
         for net in nets.values():
             meta |= meta_of(net)
         self.training.stop.restore()
@@ -265,26 +288,3 @@ def num_classes_without_data(args: Base, answering: tuple[Path, StateDict, dict]
             f"--no_eval: the number of classes of {args.dataset} is not known; train its teacher with teacher.py, which notes it"
         )
     return classes
-
-
-def device_of(args: Base) -> torch.device:
-    """The device that --device names, UsageError where it is not there; sets cuDNN and determinism."""
-    name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    name = f"cuda:{name}" if name.isdigit() else name
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UsageError(f"--device {name} is not available ({str(e).splitlines()[0]}); use --device cpu") from None
-    torch.backends.cudnn.benchmark = not args.deterministic
-    if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(args.deterministic)
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """`CPU, 2 threads`, or the GPU's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

@@ -76,12 +76,17 @@ class Stop:
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.requested = number
+        self.requested, self.at = number, time.monotonic()
 
     def restore(self) -> None:
         """Gives the signals back to their former handlers."""
         for number, handler in self.former.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Leaves if a stop was requested PATIENCE seconds ago: for work that is not divided into steps."""
+        if self.requested and time.monotonic() - self.at > PATIENCE:
+            self.leave()
 
     def leave(self) -> None:
         """Raises Stopped, after a line that says what is saved."""
@@ -176,6 +181,8 @@ class Training:
     def read_terms(self) -> None:
         if not self.terms:
             return
+        if self.teacher:
+            self.teacher.check_finite()
         values = torch.stack([torch.stack(list(t.values())) for t in self.terms]).cpu().double().tolist()  # (steps, terms)
         for step, row in enumerate(values, self.stepped + 1):
             for name, value in zip(self.terms[0], row, strict=True):

@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,14 +117,29 @@ def run_folder(root: str | Path, script: str, dataset: str, name: str, seed: int
 
 def run_name(teacher: str = "", model: str = "", response: str = "soft", query_budget: int = 0, tag: str = "") -> str:
     """A run's folder: its nets, `ResNet32_to_ResNet8`, and what sets it apart from others of these: `-hard`, `-q1000`, `-mytag`."""
-    nets = "_to_".join(n for n in (teacher, model) if n)
+    nets = "_to_".join(net_name(n) for n in (teacher, model) if n)
     apart = (response if teacher and response != "soft" else "", f"q{query_budget}" if query_budget else "", tag)
     return "-".join([nets, *filter(None, apart)])
 
 
 def safe(name: str) -> str:
-    """A folder's name from a data set's or model's: `torchvision:resnet18` -> `torchvision-resnet18`."""
+    """A folder's name from a data set's or model's: `torchvision:resnet18` -> `torchvision-resnet18`.
+
+    A data set `folder:PATH` has its last folder's name and letters that differ between paths: `folder:x/y` -> `folder-y-1a2b3c4d`.
+    """
+    name = re.sub(r"folder:(.*?)(?=-folder:|$)", lambda m: unique("folder", m[1]), name)
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-")
+
+
+def net_name(name: str) -> str:
+    """A net's name as folders have it: `x/y.py:Net` -> `file-y_Net-1a2b3c4d`, others as they are."""
+    return unique("file", name.replace(".py:", "_")) if ".py:" in name else name
+
+
+def unique(kind: str, path: str) -> str:
+    """A name of the last part of a path and of letters that tell it from other paths."""
+    path = os.path.normpath(os.path.expanduser(path))
+    return f"{kind}-{os.path.basename(path)}-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
 
 
 # ---- writing: whole or not at all

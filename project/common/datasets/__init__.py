@@ -5,21 +5,19 @@ standard deviation are asked for, and augments whole batches on the device.
 """
 
 import os
-import urllib.error
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from ..utils import RunError, UsageError, lookup
+from ..utils import UsageError, lookup, say
 from . import fewshot
-from .images import Data, Images, moments, recoloured, resize, zoomed
-from .readers import digits, few, idx_files, imagenet, own_folder, syndigits, tiny_imagenet, torchvision_set
-from .stream import Stream
+from .folders import is_flat, own_folder, summary, unlabelled_folder
+from .images import Data, Images, moments, zoomed
+from .readers import digits, few, idx_files, idx_set, imagenet, svhn, syndigits, tiny_imagenet, torchvision_set, usps
+from .reading import How, Part, Source, data_folder, read_content, to_parts
 
-__all__ = ["DATASETS", "Data", "Images", "Spec", "load", "novel", "spec_of", "zoomed"]
+__all__ = ["DATASETS", "Data", "Images", "Spec", "is_flat", "load", "novel", "spec_of", "zoomed"]
 
 RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is streamed
 
@@ -43,11 +41,11 @@ CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = {
     "Digits": Spec(10, 1, 8, digits, "nothing: it comes with scikit-learn"),
-    "MNIST": Spec(10, 1, 32, torchvision_set("MNIST"), idx_files("MNIST"), (0.1307,), (0.3081,)),
-    "FashionMNIST": Spec(10, 1, 32, torchvision_set("FashionMNIST"), idx_files("FashionMNIST")),
-    "KMNIST": Spec(10, 1, 32, torchvision_set("KMNIST"), idx_files("KMNIST")),
-    "USPS": Spec(10, 1, 32, torchvision_set("USPS"), "usps.bz2 and usps.t.bz2"),
-    "SVHN": Spec(10, 3, 32, torchvision_set("SVHN", split=("train", "test")), "train_32x32.mat and test_32x32.mat"),
+    "MNIST": Spec(10, 1, 32, idx_set("MNIST"), idx_files("MNIST"), (0.1307,), (0.3081,)),
+    "FashionMNIST": Spec(10, 1, 32, idx_set("FashionMNIST"), idx_files("FashionMNIST")),
+    "KMNIST": Spec(10, 1, 32, idx_set("KMNIST"), idx_files("KMNIST")),
+    "USPS": Spec(10, 1, 32, usps, "usps.bz2 and usps.t.bz2"),
+    "SVHN": Spec(10, 3, 32, svhn, "train_32x32.mat and test_32x32.mat"),
     "SynDigits": Spec(
         10, 3, 32, syndigits, "SynDigits/synth_train_32x32.mat and SynDigits/synth_test_32x32.mat (no host offers them steadily)"
     ),
@@ -76,48 +74,88 @@ def load(
     workers: int = -1,
     channels: int = 0,
     classes_without_data: int = 0,
+    labels: bool = True,
+    skip_broken: bool = False,
 ) -> Data:
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
-    img_size: pixels, 0 for the data set's usual size; workers: processes that read a folder, -1 for one a core up to 8;
-    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are; classes_without_data: a number of classes, for a
-    data set of that many classes and no image, for which nothing is read.
-    normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
-    Raises UsageError for an unknown name or unusable folder, RunError where a download failed.
+    img_size: pixels, 0 for the data set's usual size. normalize: `half` (range [-1, 1]) or `dataset` (mean 0, standard deviation 1).
+    workers: threads, or processes of a streamed set, that read files; -1 for one per core up to 8.
+    channels: 1 makes colour images grey, 3 repeats grey ones, 0 leaves them as they are.
+    classes_without_data: a number of classes; the data set then has no images, and nothing is read.
+    labels: False reads all images of a `folder:`, which needs no class folders, as training images with label 0.
+    skip_broken: leave out image files that cannot be read, and say so, instead of an error.
+    Raises UsageError for an unknown name or an unusable folder or file, RunError where a download failed.
     """
     name, spec = spec_of(name)
-    size, names, crop_from = img_size or spec.size, [], 0
-    workers = min(8, os.cpu_count() or 1) if workers < 0 else workers
+    size = img_size or spec.size
     if classes_without_data:
-        nothing = torch.empty(0, channels or spec.channels, size, size, dtype=torch.uint8, device=device)
-        parts = [Images(nothing, torch.empty(0, dtype=torch.long, device=device))] * 2
         spec = replace(spec, classes=classes_without_data)
-        if normalize == "dataset" and not spec.mean:
-            raise UsageError(f"--normalize dataset: the mean of {name} is not known without its images; use --normalize half")
+        parts = nothing(name, spec, channels, size, device, normalize)
     else:
-        read = [read_part(spec.read, name, spec, Path(data_dir), train, size, device, workers) for train in (True, False)]
-        parts, (_, names, crop_from) = [images for images, *_ in read], read[0]
+        parts = read_parts(name, spec, data_dir, how(size, device, workers, skip_broken), labels)
+    first, (train, test) = parts[0], [p.images for p in parts]
     if channels not in (0, spec.channels):
-        parts = [in_channels(p, channels) for p in parts]
+        train, test = (images if classes_without_data else images.in_channels(channels) for images in (train, test))
         spec = replace(spec, channels=channels, mean=(), std=())
-    classes = spec.classes or max(len(set(p.y.tolist())) for p in parts)
-    if normalize == "half":
-        mean = std = (0.5,) * spec.channels
-    elif spec.mean:
-        mean, std = spec.mean, spec.std
-    else:
-        mean, std = moments(parts[0])
+    classes = spec.classes or len(first.names) or max(len(set(images.y.tolist())) for images in (train, test))
+    mean, std = mean_std(spec, normalize, train)
     per_channel = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
-    return Data(name, classes, (spec.channels, size, size), *parts, *per_channel, names or [str(k) for k in range(classes)], crop_from)
+    names = first.names or [str(k) for k in range(classes)]
+    return Data(name, classes, (spec.channels, size, size), train, test, *per_channel, names, first.crop_from)
 
 
-def novel(name: str, which: str, data_dir: str = "data", device: torch.device | str = "cpu", size: int = 0) -> Images:
-    """The Images of a few-shot set's `val` or `test` classes, labels from 0; UsageError for a data set that has none."""
+def nothing(name: str, spec: Spec, channels: int, size: int, device: torch.device | str, normalize: str) -> list[Part]:
+    """Two parts without images; UsageError where the images would be needed for their mean."""
+    if normalize == "dataset" and not spec.mean:
+        raise UsageError(f"--normalize dataset: the mean of {name} is not known without its images; use --normalize half")
+    x = torch.empty(0, channels or spec.channels, size, size, dtype=torch.uint8, device=device)
+    return [Part(Images(x, torch.empty(0, dtype=torch.long, device=device)), [])] * 2
+
+
+def read_parts(name: str, spec: Spec, data_dir: str, how: How, labels: bool) -> list[Part]:
+    """Training and test part of a data set; says in one line what a folder contains."""
+    source = source_of(name, spec)
+    read = spec.read if labels or not source.own else unlabelled_folder(spec.files)
+    folder = data_folder(source, data_dir)
+    contents = [read_content(read, source, folder, train) for train in (True, False)]
+    parts = to_parts(contents, source, how)
+    if source.own:
+        say(summary(name, *contents, *(len(p.images) for p in parts)))
+    return parts
+
+
+def mean_std(spec: Spec, normalize: str, train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel that `normalize` (half, dataset) stands for."""
+    if normalize == "half":
+        return ((0.5,) * spec.channels,) * 2
+    return (spec.mean, spec.std) if spec.mean else moments(train)
+
+
+def how(size: int, device: torch.device | str, workers: int = -1, skip_broken: bool = False) -> How:
+    """How files are read; workers: -1 for one per core up to 8."""
+    return How(size, device, min(8, os.cpu_count() or 1) if workers < 0 else workers, RESIDENT_BYTES, skip_broken)
+
+
+def source_of(name: str, spec: Spec) -> Source:
+    """The data set as reading.py knows it."""
+    return Source(name, spec.files, bool(spec.novel), name not in DATASETS)
+
+
+def novel(
+    name: str, which: str, data_dir: str = "data", device: torch.device | str = "cpu", size: int = 0, skip_broken: bool = False
+) -> Images:
+    """The Images of a few-shot set's `val` or `test` classes, labels from 0; UsageError for a data set that has none.
+
+    skip_broken: leave out image files that cannot be read, and say so, instead of an error.
+    """
     name, spec = spec_of(name)
     if not spec.novel:
         there_are = ", ".join(n for n, s in DATASETS.items() if s.novel)
         raise UsageError(f"{name} keeps no classes for few-shot episodes; these do: {there_are}")
-    return read_part(spec.novel, name, spec, Path(data_dir), which, size or spec.size, device, 0)[0]
+    source = source_of(name, spec)
+    content = read_content(spec.novel, source, data_folder(source, data_dir), which)
+    return to_parts([content], source, how(size or spec.size, device, skip_broken=skip_broken))[0].images
 
 
 def spec_of(name: str) -> tuple[str, Spec]:
@@ -127,34 +165,3 @@ def spec_of(name: str) -> tuple[str, Spec]:
         return f"folder:{path}", Spec(0, 3, 32, own_folder(path), path)
     name = lookup(name, DATASETS, "data set", "folder:PATH")
     return name, DATASETS[name]
-
-
-def read_part(
-    read: Callable, name: str, spec: Spec, data_dir: Path, train: bool | str, size: int, device: torch.device | str, workers: int
-) -> tuple[Images, list[str], int]:
-    """(Images, class names or none, Data.crop_from) of one part of a data set, which `read(folder, train)` reads."""
-    ready = "DigitsFS" if spec.novel else "Digits"
-    missing = f"put {spec.files} into {data_dir}/ (--data_dir names another folder); --dataset {ready} needs no download"
-    try:
-        content = read(str(data_dir), train)
-    except FileNotFoundError as e:
-        where = f" ({e.filename})" if e.filename else ""
-        raise UsageError(f"{name} is not there{where}: {missing if name in DATASETS else e}") from None
-    except (urllib.error.URLError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as e:
-        raise RunError(f"{name} could not be downloaded or read ({e}): {missing}") from None
-    if isinstance(content, tuple):
-        x, y, *names = content
-        return Images(resize(x.to(device), size), y.to(device)), names[0] if names else [], 0
-    y = torch.tensor([label for _, label in content.samples])
-    stream = Stream(content.samples, torch.arange(len(y)), size, workers)
-    if len(y) * spec.channels * size * size > RESIDENT_BYTES:
-        return Images(None, y.to(device), stream), content.classes, stream.resize_to()
-    x = torch.cat([x for x, _ in stream.loader(500, shuffle=False, augment="none")])
-    return Images(x.to(device), y.to(device)), content.classes, stream.resize_to()
-
-
-def in_channels(images: Images, channels: int) -> Images:
-    """The images with `channels` channels; UsageError where they are streamed."""
-    if images.stream:
-        raise UsageError("a streamed folder has colour images; use a smaller --img_size, so that it fits into memory")
-    return replace(images, x=recoloured(images.x, channels))

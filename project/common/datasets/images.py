@@ -1,15 +1,20 @@
 """Images of a data set as uint8 tensors on the device, and the view of them that a net sees."""
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import center_crop, rgb_to_grayscale
+from torchvision.transforms.v2.functional import center_crop
 
 from ..augment import auto_augment, crop_flip, resized_crop
 from ..utils import UsageError, exact
+from .listing import plain
+from .pictures import exact_grey, recoloured
 from .stream import Stream
 
 
@@ -17,13 +22,16 @@ from .stream import Stream
 class Images:
     """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device; where it is streamed, `stream` stands for x.
 
-    index: each image's row in the whole part, (N,) on the CPU.
+    index: each image's row in the whole part, (N,) on the CPU. paths: of a `folder:` data set, relative ("class/a.png"); None elsewhere.
+    hash: 12 hexadecimal digits of the whole part's content, "" if unknown.
     """
 
     x: Tensor
     y: Tensor
     stream: Stream | None = None
     index: Tensor = None
+    paths: list[str] | None = None
+    hash: str = ""
 
     def __post_init__(self):
         if self.index is None:
@@ -33,10 +41,29 @@ class Images:
         return len(self.y)
 
     def subset(self, rows: Tensor) -> "Images":
+        """The images of these rows: indices (n,), on any device."""
         rows, cpu = rows.to(self.y.device), rows.cpu()
-        if self.stream is None:
-            return Images(self.x[rows], self.y[rows], index=self.index[cpu])
-        return Images(None, self.y[rows], replace(self.stream, index=self.stream.index[cpu]), self.index[cpu])
+        paths = None if self.paths is None else [self.paths[i] for i in cpu.tolist()]
+        stream = None if self.stream is None else replace(self.stream, index=self.stream.index[cpu])
+        return Images(None if stream else self.x[rows], self.y[rows], stream, self.index[cpu], paths)
+
+    def split(self, part: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+        """Indices (chosen, rest), on the CPU, of a draw of the fraction `part` of each class.
+
+        Where paths are known, an image's path decides (hash_split), so that other files change nothing; `purpose` separates draws of
+        one seed. Elsewhere the draw is that of `split`.
+        """
+        if self.paths is None:
+            return split(self.y, part, seed)
+        return hash_split(self.paths, self.y, part, f"{purpose}{seed}")
+
+    def in_channels(self, channels: int) -> "Images":
+        """The images with `channels` channels, 1 or 3."""
+        if self.stream:
+            return replace(self, stream=replace(self.stream, channels=channels))
+        if channels == 1 and self.paths is not None and self.x.shape[1] == 3:
+            return replace(self, x=torch.cat([exact_grey(x) for x in self.x.split(5000)]) if len(self) else self.x[:, :1])
+        return replace(self, x=recoloured(self.x, channels))
 
 
 @dataclass
@@ -52,6 +79,12 @@ class Data:
     std: Tensor
     names: list[str] = field(default_factory=list)  # of the classes
     crop_from: int = 0  # files: the shorter side is resized to so many pixels, and the middle taken; 0: images are stretched
+
+    def identity(self) -> dict:
+        """The fingerprint of the data: images and hash of both parts, class names, mean, std, resize rule. Equal on every machine."""
+        parts = {name: {"images": len(part), "hash": part.hash} for name, part in (("train", self.train), ("test", self.test))}
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return parts | {"names": list(self.names), "mean": mean, "std": std, "crop_from": self.crop_from}
 
     def view(self, x: Tensor, augment: str = "none", which: Tensor | None = None) -> Tensor:
         """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
@@ -98,13 +131,6 @@ def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((x - mean * top) / (std * top)).contiguous(memory_format=torch.channels_last)
 
 
-def recoloured(x: Tensor, channels: int) -> Tensor:
-    """Images (N, 1 or 3, H, W) with `channels` channels: grey ones repeated, colour ones made grey."""
-    if x.shape[1] == channels:
-        return x
-    return x.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(x)
-
-
 def moments(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of the training images, in [0, 1]."""
     if images.stream is not None:
@@ -125,3 +151,63 @@ def split(y: Tensor, part: float | int, seed: int) -> tuple[Tensor, Tensor]:
         take = part if isinstance(part, int) else math.floor(part * len(of_class) + 0.5)
         chosen[of_class[: max(1, take)]] = True
     return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+
+
+def number(text: str) -> float:
+    """The number in [0, 1) that the SHA-256 of a text gives: its first 53 bits."""
+    digest = hashlib.sha256(plain(text).encode("utf-8", "surrogateescape")).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def hash_test(paths: Sequence[str], y: Tensor, part: float) -> tuple[Tensor, Tensor]:
+    """Indices (test, training) of a folder without a test set: an image is for testing if the number of its path is below `part`.
+
+    The image with the largest number of its class is always for training. If no image is for testing, the one with the smallest
+    number becomes so, of the classes with two images or more.
+    """
+    numbers, y = np.array([number(p) for p in paths]), y.cpu().numpy()
+    smallest, largest = ends(numbers, y)
+    chosen = numbers < part
+    chosen[largest] = False
+    if not chosen.any() and len(rows := smallest[smallest != largest]):
+        chosen[rows[numbers[rows].argmin()]] = True
+    return both_ways(chosen)
+
+
+def hash_split(paths: Sequence[str], y: Tensor, part: float, salt: str) -> tuple[Tensor, Tensor]:
+    """Indices (chosen, rest): an image is chosen if the number in [0, 1) of sha256("salt:path") is below `part`.
+
+    paths: of N images, relative, POSIX form. y: labels (N,). Adding or removing a file moves no other, but for these two rules: of each
+    class the image with the smallest number is chosen if part > 0, and the one with the largest is not if part < 1 and there are two.
+    """
+    numbers, y = np.array([number(f"{salt}:{p}") for p in paths]), y.cpu().numpy()
+    smallest, largest = ends(numbers, y)
+    chosen = numbers < part
+    if part < 1:
+        chosen[largest] = False
+    if part > 0:
+        chosen[smallest] = True
+    return both_ways(chosen)
+
+
+def ends(numbers: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (smallest, largest) by number of each class, (K,) each."""
+    order = np.lexsort((numbers, y))
+    border = np.flatnonzero(np.diff(y[order]))
+    first = np.concatenate([[0], border + 1]) if len(y) else border
+    last = np.concatenate([border, [len(y) - 1]]) if len(y) else border
+    return order[first], order[last]
+
+
+def both_ways(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Indices (chosen, rest) of a mask."""
+    return torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(np.flatnonzero(~chosen))
+
+
+def hash_arrays(x: Tensor, y: Tensor) -> str:
+    """12 hexadecimal digits of images (N, C, H, W) and labels (N,), computed on the CPU."""
+    digest = hashlib.blake2b(f"{x.dtype} {tuple(x.shape)}".encode(), digest_size=6)
+    for chunk in x.split(5000):
+        digest.update(chunk.cpu().contiguous().numpy())
+    digest.update(y.cpu().numpy().astype("<i8"))
+    return digest.hexdigest()

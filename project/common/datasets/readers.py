@@ -1,6 +1,7 @@
-"""Readers of data sets: `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,), class names if it knows them), or an
-ImageFolder."""
+"""Readers of built-in data sets: `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,), class names if it knows them), or
+a Listing of picture files."""
 
+import bz2
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from ..utils import UsageError
+from .files import check_cifar, find_idx, read_idx_pair, read_mat, refuse
 from .images import split
+from .listing import Listing, class_listing, class_of, in_order, listing_of_files, scan
 
 
 def digits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
@@ -26,64 +28,107 @@ def digits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     return x[chosen], y[chosen]
 
 
-def torchvision_set(name: str, **parts: tuple[str, str]) -> Callable:
-    """A reader for a torchvision data set that holds all its images in memory."""
+def torchvision_set(name: str) -> Callable:
+    """A reader for a torchvision data set that holds all its images in memory: CIFAR10, CIFAR100."""
 
     def read(folder, train):
-        options = {k: v[0 if train else 1] for k, v in parts.items()} or {"train": train}
-        content = getattr(torchvision.datasets, name)(folder, download=True, **options)
-        x = torch.as_tensor(np.asarray(content.data))
-        y = torch.as_tensor(np.asarray(getattr(content, "targets", getattr(content, "labels", None))), dtype=torch.long)
-        x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x  # grey, channels last, channels first
-        return x, y, list(getattr(content, "classes", []))
+        check_cifar(folder, name)
+        content = getattr(torchvision.datasets, name)(folder, download=True, train=train)
+        return in_one_layout(content)
 
     return read
+
+
+def in_one_layout(content: object) -> tuple[Tensor, Tensor, list[str]]:
+    """(images uint8 (N, C, H, W), labels (N,), class names) of a torchvision data set: grey, channels last or channels first."""
+    x = torch.as_tensor(np.asarray(content.data))
+    y = torch.as_tensor(np.asarray(getattr(content, "targets", getattr(content, "labels", None))), dtype=torch.long)
+    x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x
+    return x, y, list(getattr(content, "classes", []))
+
+
+def idx_set(name: str) -> Callable:
+    """A reader for MNIST, FashionMNIST or KMNIST: the idx files that are there, or torchvision's download."""
+
+    def read(folder, train):
+        kind, part = getattr(torchvision.datasets, name), "train" if train else "t10k"
+        stems = [f"{part}-{what}-ubyte" for what in ("images-idx3", "labels-idx1")]
+        if not all(find_idx(folder, name, stem) for stem in stems):
+            kind(folder, download=True)
+        images, labels = (find_idx(folder, name, stem) for stem in stems)
+        return *read_idx_pair(images, labels, len(kind.classes)), list(kind.classes)
+
+    return read
+
+
+def usps(folder: str, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """USPS in LIBSVM's format; the file that is there is read as torchvision reads it."""
+    place = next(
+        (p for p in (Path(folder), Path(folder) / "USPS") if (p / ("usps.bz2" if train else "usps.t.bz2")).is_file()), Path(folder)
+    )
+    path = place / ("usps.bz2" if train else "usps.t.bz2")
+    try:
+        if path.is_file():  # before torchvision, so that a failed download has another message
+            with bz2.open(path) as f:
+                f.read(1)
+        x, y, names = in_one_layout(torchvision.datasets.USPS(str(place), download=True, train=train))
+    except (OSError, EOFError, ValueError, IndexError) as e:
+        if not path.is_file():
+            raise
+        refuse(path, f"is truncated or damaged ({' '.join(str(e).split())[:60]})", "USPS in LIBSVM's format, packed with bzip2")
+    if not len(y) or y.min() < 0 or y.max() > 9:
+        refuse(path, "contains no labels from 1 to 10", "USPS in LIBSVM's format")
+    return x, y, names
+
+
+def svhn(folder: str, train: bool) -> tuple[Tensor, Tensor]:
+    """SVHN's cropped digits (Netzer et al. 2011): train_32x32.mat and test_32x32.mat, downloaded where they are not there."""
+    part = "train" if train else "test"
+    found = (p / f"{part}_32x32.mat" for p in (Path(folder), Path(folder) / "SVHN"))
+    path = next((p for p in found if p.is_file()), None)
+    if path is None:
+        torchvision.datasets.SVHN(folder, split=part, download=True)
+        path = Path(folder) / f"{part}_32x32.mat"
+    return read_mat(path)
 
 
 def syndigits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     """Synthetic Digits (Ganin & Lempitsky 2015) in its authors' two files, of SVHN's layout."""
-    from scipy.io import loadmat
-
-    with open(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat", "rb") as f:
-        content = loadmat(f)
-    x = torch.as_tensor(content["X"]).permute(3, 2, 0, 1).contiguous()  # (32, 32, 3, N)
-    return x, torch.as_tensor(content["y"].astype(np.int64)).flatten() % 10
+    return read_mat(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat")
 
 
-def tiny_imagenet(folder: str, train: bool) -> ImageFolder:
+def tiny_imagenet(folder: str, train: bool) -> Listing:
     """tiny-imagenet-200 as it is distributed: val/ is one folder of images and a list of their classes."""
     root = Path(folder) / "tiny-imagenet-200"
-    content = ImageFolder(root / "train")
-    if not train:
-        rows = [line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
-        content.samples = [(str(root / "val" / "images" / name), content.class_to_idx[wnid]) for name, wnid in rows]
-    return content
+    tree = scan(root / "train")
+    classes = in_order({class_of(f) for f in tree.files} - {None})
+    if not classes:
+        raise UsageError(f"{root / 'train'} contains no class folders with images; unpack tiny-imagenet-200.zip again")
+    if train:
+        return class_listing(root / "train", tree, classes, root)
+    label, path = {c: k for k, c in enumerate(classes)}, root / "val" / "val_annotations.txt"
+    rows = [line.split("\t")[:2] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    if not rows or any(len(row) < 2 for row in rows):
+        refuse(path, "has lines without a tab", "lines of image name, tab, class")
+    if unknown := sorted({wnid for _, wnid in rows} - set(classes)):
+        refuse(path, f"names {len(unknown)} unknown classes: {', '.join(unknown[:5])}", f"the {len(classes)} classes of train/")
+    return listing_of_files(root, [root / "val" / "images" / name for name, _ in rows], [label[wnid] for _, wnid in rows], classes)
 
 
-def imagenet(folder: str, train: bool) -> ImageFolder:
-    """ILSVRC2012 as torchvision lays it out: a folder a class."""
-    return ImageFolder(Path(folder) / "imagenet" / ("train" if train else "val"))
-
-
-def own_folder(root: str) -> Callable:
-    """The user's images: PATH/train and PATH/test (or val) with a folder a class; or a folder a class, a fifth kept for testing."""
-
-    def read(folder, train):
-        path = Path(root).expanduser()
-        if (path / "train").is_dir():
-            other = next((path / n for n in ("test", "val", "valid", "validation") if (path / n).is_dir()), None)
-            if other is None:
-                raise UsageError(f"{path} has train/ but neither test/ nor val/; add one, each with a folder a class")
-            first, second = ImageFolder(path / "train"), ImageFolder(other)
-            if first.classes != second.classes:
-                raise UsageError(f"{path}: the classes of train/ and {other.name}/ differ: {len(first.classes)} and {len(second.classes)}")
-            return first if train else second
-        content = ImageFolder(path)
-        test, rest = split(torch.tensor(content.targets), 0.2, seed=0)
-        content.samples = [content.samples[i] for i in (rest if train else test)]
-        return content
-
-    return read
+def imagenet(folder: str, train: bool) -> Listing:
+    """ILSVRC2012 as torchvision lays it out: one folder per class. The classes are those of train/."""
+    root = Path(folder) / "imagenet"
+    tree = scan(root / "train", deep=train)
+    classes = in_order({class_of(f) for f in tree.files} if train else tree.folders)
+    if train:
+        return class_listing(root / "train", tree, classes, root)
+    tree = scan(root / "val")
+    found = in_order({class_of(f) for f in tree.files} - {None})
+    if new := [c for c in found if c not in classes]:
+        raise UsageError(f"{root / 'val'} has {len(new)} classes that train/ lacks: {', '.join(new[:5])}; name the folders alike")
+    if not found:
+        raise UsageError(f"{root / 'val'} has no class folders; sort its images into one folder per class (torchvision's layout)")
+    return class_listing(root / "val", tree, classes, root)
 
 
 def few(read: Callable) -> dict[str, Callable]:

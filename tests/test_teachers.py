@@ -1,0 +1,227 @@
+"""Teachers as people have them: other normalisations, other data sets, no weights worth the name; and counts that hold."""
+
+import json
+
+import pytest
+import torch
+from conftest import Death, run
+
+from common.blackbox import BlackBox, Ledger, Renormalised
+from common.models import build
+from common.options import normalisation
+from common.utils import RunError, UsageError, safe
+
+
+def teacher_file(script):
+    return next((script.home / "checkpoints/teacher").rglob("teacher.pt"))
+
+
+# ---- normalisation
+
+
+@pytest.mark.parametrize("value, channels, mean, std", [
+    ("half", 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ("unit", 1, (0.0,), (1.0,)), ("imagenet", 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("0.1,0.2", 3, (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)), ("0.1,0.2,0.3,1,2,3", 3, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)), ("0.1307,0.3081", 1, (0.1307,), (0.3081,)),
+])  # fmt: skip
+def test_normalisations(value, channels, mean, std):
+    assert normalisation(value, channels, "--normalize") == (mean, std)
+
+
+@pytest.mark.parametrize("value", ["halt", "0.5", "0.5,0", "0.5,-1", "0.1,0.2,0.3,1", "nan,1", "", "1,inf"])
+def test_other_words_are_one_line(value):
+    with pytest.raises(UsageError, match=r"--normalize .*: there are half, unit, imagenet, or mean and std above 0 \(2 or 6 numbers\)"):
+        normalisation(value, 3, "--normalize")
+
+
+def test_a_net_sees_images_as_it_was_trained_on_them():
+    net, pixels = build("ResNet8", 10, (3, 8, 8)).eval(), torch.rand(5, 3, 8, 8)
+    of = lambda v: tuple(torch.tensor(u).view(1, -1, 1, 1) for u in normalisation(v, 3, ""))  # noqa: E731
+    half, imagenet = of("half"), of("imagenet")
+    wrapped = Renormalised(net, half, imagenet).eval()
+    seen, wanted = (pixels - half[0]) / half[1], (pixels - imagenet[0]) / imagenet[1]
+    assert torch.allclose(wrapped(seen), net(wanted), atol=1e-5) and torch.allclose(
+        wrapped(seen, feature=True)[1], net(wanted, feature=True)[1], atol=1e-5
+    )
+
+
+def test_a_teacher_of_unit_range_is_as_good_by_its_own_file_and_by_option(script, tmp_path):
+    """Trained on [0, 1]: its own file says so; a plain state dict needs --teacher_normalize, and is worth little without."""
+    own = run("teacher", script.home, model="ResNet8", epochs=6, normalize="unit", tag="unit")
+    path = next((script.home / "checkpoints/teacher").rglob("*-unit/seed0/teacher.pt"))
+    torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "plain.pth")
+    found = {
+        "file": script("KD", epochs=1, lamda=0.2, teacher_path=path, tag="file"),
+        "option": script("KD", epochs=1, lamda=0.2, teacher_path=tmp_path / "plain.pth", teacher_normalize="unit", tag="option"),
+        "numbers": script("KD", epochs=1, lamda=0.2, teacher_path=tmp_path / "plain.pth", teacher_normalize="0,1", tag="numbers"),
+        "same": script("KD", epochs=1, lamda=0.2, teacher_path=tmp_path / "plain.pth", normalize="unit", tag="same"),
+        "wrong": script("KD", epochs=1, lamda=0.2, teacher_path=tmp_path / "plain.pth", tag="wrong"),
+    }
+    accuracy = {k: v["teacher_accuracy"] for k, v in found.items()}
+    assert own["accuracy"] > 80
+    assert all(accuracy[k] == pytest.approx(own["accuracy"], abs=0.21) for k in ("file", "option", "numbers", "same"))
+    assert accuracy["wrong"] < own["accuracy"] - 10
+
+
+def test_a_gda_teacher_that_is_looked_into_is_renormalised_too(script):
+    run("teacher", script.home, model="ResNet8", epochs=4, normalize="unit", tag="unit")
+    path = next((script.home / "checkpoints/teacher").rglob("*-unit/seed0/teacher.pt"))
+    result = script("GDA", epochs=1, lamda=0.1, base="fitnet", response="inside", teacher_path=path)
+    assert result["teacher_accuracy"] > 60 and result["queries"] == 128
+
+
+# ---- the wrong teacher
+
+
+def test_a_teacher_of_another_data_set_is_refused(script, monkeypatch):
+    from common import datasets
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=g), torch.arange(60) % 10
+    monkeypatch.setitem(datasets.DATASETS, "Other", datasets.Spec(10, 1, 8, lambda folder, train: (x, y), "nothing"))
+    path = teacher_file(script)
+    with pytest.raises(
+        UsageError, match="is a teacher of Digits, not of Other; use --dataset Digits, with --private Other for images of Other"
+    ):
+        script("KD", dataset="Other", teacher_path=path, epochs=1)
+    assert script("KD", private="Other", lamda=0.5, epochs=1)["queries"] == 30
+
+
+def test_a_teacher_of_other_classes_is_refused(script):
+    path = teacher_file(script)
+    content = torch.load(path, weights_only=True)
+    content["meta"]["data"]["names"] = [*"abcdefghij"]
+    torch.save(content, path)
+    with pytest.raises(UsageError, match="has the classes a, b, c, .*; Digits now has 0, 1, 2, .*; train it again"):
+        script("KD", epochs=1)
+
+
+def test_a_teacher_near_chance_is_said_with_likely_causes(script, capsys, tmp_path):
+    torch.save(build("ResNet8", 10, (1, 8, 8)).state_dict(), tmp_path / "untrained.pth")
+    script("KD", epochs=1, lamda=0.1, teacher_path=tmp_path / "untrained.pth", tag="untrained")
+    out = capsys.readouterr().out
+    assert "WARNING: the teacher is near chance (10.00 %): its normalisation (--teacher_normalize), the order of its classes" in out
+    script("KD", epochs=1, lamda=0.1)
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("response", ["soft", "hard"])
+def test_a_teacher_that_answers_nan_is_refused_before_anything_is_asked(response, script, tmp_path):
+    state = torch.load(teacher_file(script), weights_only=True)["model"]
+    torch.save(state | {"fc.bias": torch.full((10,), torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(UsageError, match=r"nan.pth holds a weight that is not finite \(fc.bias\)"):
+        script("KD", epochs=1, teacher_path=tmp_path / "nan.pth", response=response)
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [("KD", {"response": "hard"}), ("KD", {"augment": "crop"}), ("DB3KD", {"sr_mode": "sd"}), ("DAFL", {"steps": 2, "batch_size": 8})],
+)
+def test_an_answer_that_is_not_finite_stops_the_run_wherever_it_comes_from(name, more, script, monkeypatch):
+    """The teacher is fine on the test images, and fails on others."""
+    audit = BlackBox.audit
+
+    def after_audit(self, x):
+        found = audit(self, x)
+        if len(x) < 500:  # the last of the test images has been seen
+            return found
+        self.net.fc.bias.data[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(BlackBox, "audit", after_audit)
+    with pytest.raises(RunError, match="the teacher answered with NaN or infinity; check its weights"):
+        script(name, epochs=1, lamda=0.2, **more)
+
+
+# ---- counts
+
+
+def test_a_ledger_goes_on_and_refuses_another_file(tmp_path):
+    Ledger(tmp_path / "queries").add({"queries": 5, "private": 5, "bytes": 40})
+    again = Ledger(tmp_path / "queries")
+    again.add({"queries": 2, "mixed": 2})
+    assert Ledger(tmp_path / "queries").counts() == {"queries": 7, "private": 5, "mixed": 2, "public": 0, "synthetic": 0, "bytes": 40}
+    (tmp_path / "other").write_text("no counts")
+    with pytest.raises(UsageError, match="other has 9 bytes, not 48: it does not hold counts of queries"):
+        Ledger(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "name, more, lost",
+    [
+        ("MEKD", {"steps": 4, "batch_size": 10}, 30),
+        ("DAFL", {"steps": 4, "batch_size": 10}, 30),
+        ("KD", {"augment": "crop", "batch_size": 40}, 120),
+    ],
+)
+def test_what_was_asked_before_a_kill_stays_counted(name, more, lost, script, monkeypatch):
+    """The process dies after the third batch of epoch 2; that epoch is asked about again, and both are billed."""
+    options = {"epochs": 3, "lamda": 0.2} | more
+    whole = script(name, **options, tag="whole")
+    monkeypatch.setattr("common.record.SAVE_EVERY", 0.0)
+    from common.training import Training
+
+    tally, steps = Training.tally, []
+
+    def dying(self, **terms):
+        steps.append(1)
+        if self.epoch == 2 and len(steps) == len([s for s in steps if s]) and steps.count(1) == dying.at:
+            raise Death
+        return tally(self, **terms)
+
+    per_epoch = 4 if name != "KD" else 7
+    dying.at = per_epoch + 3
+    with monkeypatch.context() as m:
+        m.setattr(Training, "tally", dying)
+        with pytest.raises(Death):
+            script(name, **options, tag="cut")
+    resumed = script(name, **options, tag="cut")
+    assert resumed["own"] == whole["own"] and resumed["accuracy"] == whole["accuracy"]
+    assert resumed["repeated"] == lost and resumed["queries"] == whole["queries"] + lost and whole["repeated"] == 0
+    assert json.loads(next((script.home / "checkpoints" / name).rglob("*-cut/seed0/result.json")).read_text())["repeated"] == lost
+
+
+def test_a_budget_holds_over_a_kill(script, monkeypatch):
+    """MEKD may ask 60 of its own; after 30 lost ones the other epochs cannot be paid for, which is said and not overspent."""
+    monkeypatch.setattr("common.record.SAVE_EVERY", 0.0)
+    from common.training import Training
+
+    options = {"epochs": 2, "lamda": 0.2, "steps": 3, "batch_size": 10, "query_budget": 518 + 60}
+    tally, steps = Training.tally, []
+
+    def dying(self, **terms):
+        steps.append(1)
+        if len(steps) == 5:
+            raise Death
+        return tally(self, **terms)
+
+    with monkeypatch.context() as m:
+        m.setattr(Training, "tally", dying)
+        with pytest.raises(Death):
+            script("MEKD", **options)
+    with pytest.raises(UsageError, match=r"--query_budget 578 allows \d+ more queries"):
+        script("MEKD", **options)
+    ledger = Ledger(next((script.home / "checkpoints/MEKD").rglob("queries")))
+    assert ledger.counts()["queries"] <= 60
+
+
+# ---- places
+
+
+def test_folders_of_other_paths_have_other_places():
+    names = [safe(f"folder:{p}") for p in ("x/y", "x-y", "z/y", "~/y", "x/y/", "./x/y")]
+    assert len({*names[:4]}) == 4 and names[4] == names[5] == names[0] and names[0].startswith("folder-y-")
+    assert safe("MNIST-folder:a/b") != safe("MNIST-folder:a-b") and safe("torchvision:resnet18") == "torchvision-resnet18"
+
+
+def test_milestones_in_the_released_codes_spelling():
+    import importlib
+
+    from common.options import parse
+    from common.training import milestones
+
+    kd = importlib.import_module("KD").Args
+    assert (
+        milestones(parse(kd, ["--milestones", "80", "160", "--seed", "1"]))
+        == milestones(parse(kd, ["--milestones", "80,160"]))
+        == [80, 160]
+    )
