@@ -24,7 +24,7 @@ from common.losses import probabilities
 from common.options import TransferOptions, opt
 from common.run import start
 from common.training import milestones
-from common.utils import cli
+from common.utils import UsageError, cli, say
 
 WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in a mix: 0.30, 0.34, ... 0.70
 
@@ -80,6 +80,13 @@ def main(argv=None):
         remaining = run.purchases.clip_to_budget(args.query_budget)
         n_first = min(n_first, max(2, remaining // 2))
         n_mixes = min(n_mixes, (remaining if args.transfer else remaining - n_first) // max(1, len(round_ends) - 1))
+
+    rounds, possible = len(round_ends) - 1, len(images) * (len(images) - 1) // 2
+    if rounds * n_mixes > possible:
+        say(f"{len(images):,} images make {possible:,} pairs: {possible // rounds:,} mixes are bought in each round, not {n_mixes:,}")
+        n_mixes = possible // rounds
+    if len(images) < 2:
+        raise UsageError(f"AM mixes pairs of images, and there is {len(images)}; use a larger --lamda")
 
     def plan_mixes(g):  # the purchase at a milestone: the mixes that the student is least confident about
         bought_pairs = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)

@@ -6,6 +6,7 @@ Chen et al. 2019, https://arxiv.org/abs/1904.01186
 This is the only white-box method of MEKD's table. It uses gradients and features of the teacher, and sends no image.
 
 Differs:
+  - The generator's normalised output is clipped to the range of pixels (released: not clipped).
   - Student and generator take their steps on the same batch.
   - The default learning rate of the generator is 1e-3 (paper: 1e-3 to 0.2, by data set).
   - The default optimizer of the student is SGD at 0.1 (paper: Adam at 2e-3 on MNIST, SGD at 0.1 elsewhere).
@@ -48,8 +49,13 @@ def main(argv=None):
     G = Generator(args.latent, run.data.shape)
     G = nn.Sequential(G, nn.BatchNorm2d(run.data.shape[0], affine=False)).to(run.device, memory_format=torch.channels_last)
 
-    def loss(z):  # noise (B, latent)
-        x = G(z)  # (B, C, H, W)
+    low, high = (-run.data.mean / run.data.std, (1 - run.data.mean) / run.data.std)  # of pixels in [0, 1]
+
+    def images(z):  # noise (B, latent) -> (B, C, H, W)
+        return G(z).clamp(low, high)
+
+    def loss(z):
+        x = images(z)
         t, feature = run.teacher.inside(x)  # (B, K), (B, F)
         return {
             "sure": W_ONE_HOT * F.cross_entropy(t, t.argmax(1)),
@@ -62,7 +68,7 @@ def main(argv=None):
     noise = Draw(args.steps, lambda: (torch.randn(args.batch_size, args.latent, device=run.device),))
     run.fit(noise, loss, [torch.optim.Adam(G.parameters(), args.lr_g)], generator=G)
     with torch.no_grad():
-        run.copying(torch.cat([G(torch.randn(250, args.latent, device=run.device)) for _ in range(4)]))
+        run.copying(torch.cat([images(torch.randn(250, args.latent, device=run.device)) for _ in range(4)]))
     return run.finish()
 
 

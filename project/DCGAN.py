@@ -43,6 +43,7 @@ def main(argv=None):
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
     needs_queries = args.alpha > 0 and not teacher.hard
     teacher.afford(args.epochs * len(run.private) * needs_queries)
+    seen = run.data.view_of_tanh()
     sample_noise = torch.randn(1000, K, device=run.device)
 
     @torch.no_grad()
@@ -57,7 +58,7 @@ def main(argv=None):
         grid = make_grid(x[:100], 10, normalize=True, value_range=(-1, 1))
         save_image(grid, run.record.logs / f"samples_{run.epoch:04}.png")
         run.record.board.add_image("samples", grid, run.epoch)
-        p = teacher.audit(x).exp()  # (1000, K)
+        p = teacher.audit(seen(x)).exp()  # (1000, K)
         return {"top": p.amax(1).mean().item(), "classes": (p.argmax(1).bincount(minlength=K) / len(p)).tolist()}
 
     def confidence(x):  # the teacher's top probability, (B, 1)
@@ -68,7 +69,7 @@ def main(argv=None):
     for _ in run.epochs(evaluate, generator=G, discriminator=D, opt_g=opt_g, opt_d=opt_d):
         for (x,) in run.training.steps(run.images()):
             with autocast(run.device, args.amp):
-                fake = G(torch.randn(len(x), K, device=x.device))
+                fake = seen(G(torch.randn(len(x), K, device=x.device)))
                 real, generated = D(torch.cat([x, fake.detach()])).chunk(2)  # (B, 1) each
                 d = F.softplus(-real).mean() + F.softplus(generated).mean()  # -log D(x) - log(1 - D(G(z)))
             opt_d.zero_grad()
@@ -81,7 +82,7 @@ def main(argv=None):
             (g + im).backward(inputs=list(G.parameters()))
             opt_g.step()
             run.training.tally(d=d, g=g, im=im)
-    run.copying(samples())
+    run.copying(seen(samples()))
     return run.finish(generator=G)
 
 

@@ -58,6 +58,8 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
 
     def validate(self) -> None:
         super().validate()
+        if self.batch_size < 2 * self.ranks:
+            raise UsageError(f"--ranks {self.ranks} needs at least two images in each part: use --batch_size {2 * self.ranks} or more")
         if self.mixup and (self.cache or self.transfer):
             raise UsageError(f"--mixup {self.mixup} queries the teacher with new images at every step; leave out --cache and --transfer")
 
@@ -77,7 +79,8 @@ def main(argv=None):
         return {"gt": args.w_gt * gt} | terms
 
     def loss(*batch):  # the mean over the parts of a batch (x, t, y)
-        parts = [loss_of_part(*p) for p in zip(*(u.chunk(args.ranks) for u in batch), strict=True)]
+        chunks = zip(*(u.chunk(args.ranks) for u in batch), strict=True)
+        parts = [loss_of_part(*p) for p in chunks if len(p[0]) > 1]  # batch norm cannot train on one image
         return {k: sum(terms[k] for terms in parts) / len(parts) for k in parts[0]}
 
     def mix(x, y):

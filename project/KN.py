@@ -22,7 +22,7 @@ from torch import Tensor
 from common.losses import kl, probabilities
 from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import cli
+from common.utils import UsageError, cli
 
 
 @dataclass
@@ -68,6 +68,8 @@ def main(argv=None):
     run = start(Args, argv)
     args, images, hard, bought_index = run.args, run.queryable, run.teacher.hard, torch.zeros(0, dtype=torch.long)
     n = min(len(images), round(args.budget * (len(images) if args.budget <= 1 else 1)))
+    if n < 2:
+        raise UsageError(f"--budget {args.budget:g} buys {n} of {len(images):,} images; a student needs at least 2")
     n = n if args.transfer else run.purchases.clip_to_budget(n)
     rounds, action = 1, torch.zeros_like(images.y)  # random selection: one action for all images
     if args.choice == "adaptive" and not args.transfer:

@@ -70,12 +70,12 @@ def find_generator(run: Run) -> Generator:
 def main(argv=None):
     run = start(Args, argv)
     args, student, teacher, K = run.args, run.student, run.teacher, run.data.classes
-    G = find_generator(run)
+    G, seen = find_generator(run), run.data.view_of_tanh()
     n_fresh = args.epochs * args.steps * args.batch_size
 
     @torch.no_grad()
     def draw():
-        x = G(torch.randn(args.batch_size, K, device=run.device))  # (B, C, H, W)
+        x = seen(G(torch.randn(args.batch_size, K, device=run.device)))  # (B, C, H, W)
         t = teacher(x, "synthetic")  # (B, K)
         return x, t, G(centred(t) / args.gen_t)
 
@@ -91,8 +91,10 @@ def main(argv=None):
             "kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale, teacher.hard),
         }
 
-    if args.queries or args.transfer or teacher.left < n_fresh:
-        bought = run.buy(lambda g: {"images": generate(torch.randn(run.purchases.clip_to_budget(args.queries or n_fresh), K, generator=g))})
+    if args.queries or args.transfer or teacher.allowance < n_fresh:  # not what is left: a resumed run goes on as it began
+        bought = run.buy(
+            lambda g: {"images": seen(generate(torch.randn(run.purchases.clip_to_budget(args.queries or n_fresh), K, generator=g)))}
+        )
         batches = run.batches(bought, generate(centred(bought["answers"]) / args.gen_t), steps=args.steps)
     else:
         batches = Draw(args.steps, draw)

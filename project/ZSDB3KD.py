@@ -22,7 +22,6 @@ import torch.nn.functional as F
 
 from common.db3kd.labels import (
     MODES,
-    QUERIES_PER_SAVE,
     SoftLabelOptions,
     search_stages,
     soft_label_loss,
@@ -34,6 +33,7 @@ from common.options import opt
 from common.run import start
 from common.utils import cli, say
 
+QUERIES_PER_WAVE = {"cpu": 1e6, "cuda": 5e7}  # of the samples that are moved together; their noise depends on it
 SNAPSHOT_EVERY = 5  # steps between snapshots
 
 
@@ -52,7 +52,7 @@ def main(argv=None):
     args, K, shape, label = run.args, run.data.classes, run.data.shape, teacher_classifier(run, "synthetic")
     (stages, _), steps = search_stages(args, shape, run.device), min(2, args.iterations) if args.dry_run else args.iterations
     max_queries = 100 + (steps + 4) * (args.step_queries + MAX_TRIES)  # per sample
-    rows_per_save = int(max(2 * K, QUERIES_PER_SAVE.get(run.device.type, 1e6) // max_queries))
+    rows_per_save = int(max(2 * K, QUERIES_PER_WAVE.get(run.device.type, 1e6) // max_queries))
     n = K * (2 if args.dry_run else args.samples)
     if args.query_budget and not args.transfer:
         n = min(n, int(max(0, run.teacher.left - MAX_NOISE_QUERIES) // max_queries) // K * K)

@@ -20,7 +20,7 @@ from common.db3kd.search import Search
 from common.measures import histograms
 from common.options import TeacherOptions, opt
 from common.run import start
-from common.utils import cli, say
+from common.utils import RunError, cli, say
 
 
 @dataclass
@@ -66,6 +66,9 @@ def main(argv=None):
     right = found["right"].double()
     say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; distances are Euclidean, of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")
+    if not found["distance"].isfinite().any():
+        classes = ", ".join(map(str, found["class"].unique().tolist()))
+        raise RunError(f"no decision boundary was found: the model calls all {len(right):,} images class {classes}; is it trained?")
     table = {}
     for k in ["all", *range(K)]:
         d = found["distance"][found["class"] == k] if k != "all" else found["distance"]

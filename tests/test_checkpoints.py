@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_said_with_counts_and_names(tmp_path):
     with pytest.raises(UsageError, match=r"x.pth is not a checkpoint of ResNet8: 2 keys \(fc.weight, fc.bias\) missing, no key unexpected"):
         checkpoints.load_weights(net(), state, "x.pth", "ResNet8")
     state = net().state_dict() | {"fc.bias": torch.zeros(7)}
-    with pytest.raises(UsageError, match=r"not a checkpoint of ResNet8: fc.bias is \(7,\), not \(10,\)"):
+    with pytest.raises(UsageError, match=r"not a checkpoint of ResNet8: it has 7 classes, not 10 \(fc.bias is \(7,\), not \(10,\)\)"):
         checkpoints.load_weights(net(), state, "x.pth", "ResNet8")
 
 

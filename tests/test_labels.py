@@ -165,7 +165,7 @@ def test_priors_find_boundaries_and_count(basis, script, monkeypatch):
 ])  # fmt: skip
 def test_killed_between_waves_asks_only_for_what_is_left(name, more, trained, tmp_path, monkeypatch):
     """Waves of 10 or 20 images; the process dies in the midst, goes on, and ends with the same weights and counts; no saved wave is paid again."""
-    monkeypatch.setattr("ZSDB3KD.QUERIES_PER_SAVE", {"cpu": 0})  # first: it is imported here
+    monkeypatch.setattr("ZSDB3KD.QUERIES_PER_WAVE", {"cpu": 0})  # first: it is imported here
     monkeypatch.setattr("common.db3kd.labels.QUERIES_PER_SAVE", {"cpu": 10 * 9 * 120})
     monkeypatch.setattr("common.db3kd.labels.PILOT_BUDGET", 150)
     straight, cut = tmp_path / "straight", tmp_path / "cut"

@@ -204,9 +204,9 @@ def test_a_teacher_learns_under_every_option(more, tmp_path):
 @pytest.mark.parametrize("more, words", [
     ({"dataset": "MINST"}, "did you mean MNIST"), ({"model": "ResNet9"}, "there are: ResNet8"), ({"teacher": "VGG8_BN"}, "first run: python project/teacher.py --dataset Digits --model VGG8_BN --seed 0"),
     ({"teacher_seed": 7}, "first run: .* --seed 7"), ({"model": "LeNet5"}, "--img_size 16"), ({"img_size": 16}, r"was made for shape \[1, 8, 8\] \(this run: \[1, 16, 16\]\)"),
-    ({"normalize": "dataset"}, "was made for normalize half"), ({"response": "often"}, "topk:k"), ({"device": "cuda:9"}, "--device cuda:9 is not available .*; use --device cpu"),
+    ({"normalize": "halt"}, "--normalize halt: there are half, unit, imagenet"), ({"response": "often"}, "topk:k"), ({"device": "cuda:9"}, "--device cuda:9 is not available .*; use --device cpu"),
     ({"device": "gpu"}, "--device gpu is not available"), ({"query_budget": 1, "lamda": 0.2}, "--query_budget 1 leaves 1 queries, too few"),
-    ({"private": "MINST"}, "did you mean MNIST"), ({"private": "MNIST", "normalize": "dataset"}, "--private goes with --normalize half"),
+    ({"private": "MINST"}, "did you mean MNIST"), ({"private": "MNIST", "normalize": "dataset"}, "--private MNIST has another mean than Digits, .*; use --normalize M,S"),
     ({"query_budget": 700, "lamda": 0.2, "augment": "crop", "epochs": 3}, "777 are wanted"),
     ({"checkpoints_dir": "/dev/null/x"}, "cannot write in /dev/null/x"), ({"logs_dir": "/proc/x"}, "cannot write in /proc/x.*--logs_dir"),
 ])  # fmt: skip
@@ -223,7 +223,7 @@ def test_mekd_without_generator_or_with_anothers(script):
         UsageError, match="first run: python project/DCGAN.py --dataset Digits --teacher ResNet8 --seed 3 --lamda 0.2 --checkpoints_dir"
     ):
         script("MEKD", seed=3, lamda=0.2)
-    with pytest.raises(UsageError, match="its lamda was 0.2, this run's is 0.5"):
+    with pytest.raises(UsageError, match="does not fit this run: lamda 0.2 \\(this run: 0.5\\)"):
         script("MEKD", lamda=0.5)
     with pytest.raises(UsageError, match="--query_budget 518 leaves 0 queries"):  # the generator's training took them all
         script("MEKD", lamda=0.2, query_budget=518)

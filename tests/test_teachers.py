@@ -225,3 +225,67 @@ def test_milestones_in_the_released_codes_spelling():
         == milestones(parse(kd, ["--milestones", "80,160"]))
         == [80, 160]
     )
+
+
+# ---- teachers that are functions, or whose weights are not here
+
+
+OWN = """
+import torch
+
+def soft(images):
+    assert images.dtype == torch.uint8 and images.shape[1:] == (1, 8, 8)
+    return torch.softmax(images.float().flatten(1)[:, 18:28] / 20, 1)
+
+def hard(images):
+    return soft(images).argmax(1).numpy()
+
+def logits(images):
+    return images.float().flatten(1)[:, 18:28] / 20
+
+def wide(images):
+    return torch.zeros(len(images), 3)
+"""
+
+
+@pytest.mark.parametrize("name", ["KD", "DB3KD", "MEKD"])
+def test_a_teacher_that_is_a_function(name, script, tmp_path):
+    (tmp_path / "api.py").write_text(OWN)
+    given = {"epochs": 1, "lamda": 0.1, "teacher": f"py:{tmp_path / 'api.py'}:{'hard' if name == 'DB3KD' else 'soft'}"}
+    if name == "MEKD":
+        script("DCGAN", epochs=1, lamda=0.1, teacher=given["teacher"])
+        given["steps"] = 2
+    result = script(name, **given, **({"sr_mode": "sd"} if name == "DB3KD" else {}))
+    assert result["queries"] >= 128 and "file-api_" in result["line"]
+
+
+def test_answers_of_a_function_are_what_the_response_says(script, tmp_path):
+    (tmp_path / "api.py").write_text(OWN)
+    a, b = (script("KD", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{f}", response=f)["log"] for f in ("soft", "logits"))
+    assert a["kl"] == pytest.approx(b["kl"], rel=1e-3)
+    for function, response, words in [
+        ("wide", "soft", r"returned \(500, 3\) for 500 images; --response soft takes \(500, 10\)"), ("logits", "soft", "no probabilities .* use --response logits"),
+        ("hard", "soft", r"returned \(500,\) for 500 images"), ("missing", "soft", "has no missing; it has: "),
+    ]:  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            script("KD", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{function}", response=response, tag=f"{function}1")
+    with pytest.raises(UsageError, match="is a function, which can be a teacher, not a student"):
+        script("KD", model=f"py:{tmp_path / 'api.py'}:soft", epochs=1)
+
+
+def test_a_transfer_set_needs_no_weights_of_its_teacher(script):
+    first = script("KD", epochs=1, lamda=0.2)
+    bought = next((script.home / "checkpoints/KD").rglob("transfer.safetensors"))
+    teacher_file(script).unlink()
+    again = script("KD", epochs=1, lamda=0.2, transfer=bought, tag="again")
+    assert again["accuracy"] == first["accuracy"] and again["own"]["queries"] == 0 and "agreement" not in again
+    with pytest.raises(UsageError, match="no teacher for Digits"):
+        script("ML", epochs=1)
+    with pytest.raises(UsageError, match="the weights of the teacher are not here"):
+        script("AM", epochs=5, lamda=0.2, queries=5, pairs=50, transfer=bought)
+
+
+def test_another_number_of_classes_is_said(script, tmp_path):
+    torch.save(build("ResNet8", 100, (1, 8, 8)).state_dict(), tmp_path / "hundred.pth")
+    with pytest.raises(UsageError, match=r"it has 100 classes, not 10 \(fc.weight is \(100, 64\), not \(10, 64\)\)"):
+        script("KD", epochs=1, teacher_path=tmp_path / "hundred.pth")

@@ -112,6 +112,8 @@ def load_weights(net: nn.Module, state: StateDict, path: Path | str, kind: str) 
     wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
     missing, unexpected = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
     off = [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in given and given[k] != wanted[k]][:1]
+    if off and not missing and not unexpected and given[k := off[0].split(" ")[0]][1:] == wanted[k][1:]:
+        off = [f"it has {given[k][0]} classes, not {wanted[k][0]} ({off[0]})"]
     if missing or unexpected:
         off.append(f"{named(missing)} missing, {named(unexpected)} unexpected")
     if off:

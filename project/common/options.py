@@ -128,7 +128,7 @@ class TeacherOptions(Base):
     GROUP: ClassVar = "teacher"
     NEEDS: ClassVar = "hard"
 
-    teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list below")
+    teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list, or py:FILE.py:FUNCTION (uint8 images to answers)")
     teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=MAX_SEED)
     weights: str = opt("", "key of the teacher's weights in its checkpoint file, if the file has several (A.B: nested key)")
     teacher_normalize: str = opt(

@@ -130,7 +130,8 @@ class Purchases:
         if not path.exists():
             raise UsageError(f"no file {path}; a method that buys answers once leaves one in its folder: transfer.safetensors")
         given, a, own = Transfer(path), self.args, self.transfer
-        mine = {"response": a.response, "teacher": self.teacher.identity, "classes": self.data.classes, "val": a.val}
+        mine = {"response": a.response, "classes": self.data.classes, "val": a.val}
+        mine |= {"teacher": self.teacher.identity} if self.teacher.identity else {}  # none: its weights are not here
         if off := [f"its {k} is {given.about[k]}, this run's is {v}" for k, v in mine.items() if given.about[k] != v]:
             raise UsageError(f"{path} does not belong to this run: {'; '.join(off)}; buy answers anew, without --transfer")
         self.record.sources[str(path)] = identity(path)

@@ -233,7 +233,7 @@ def settings_of_rows(cells: Cells) -> list[str]:
 
 def measured(cells: Cells) -> str:
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
-    keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries".split()
+    keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries repeated".split()
     keys += [
         *KINDS,
         "bytes",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
-from .checkpoints import check_meta, load_weights, meta_of, teacher_file
+from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
 from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
@@ -24,7 +24,7 @@ from .models.base import Classifier
 from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Columns, Purchases, Transfer, resident
 from .record import Record
-from .teachers import check_teacher, near_chance, teacher_normalisation
+from .teachers import AbsentTeacher, OwnTeacher, check_teacher, near_chance, teacher_normalisation
 from .training import Stop, Training, command_of, milestones
 from .utils import UsageError, say
 from .weights import StateDict
@@ -119,18 +119,35 @@ class Run:
         if rank(a.response) < RESPONSES.index(a.NEEDS):
             hint = f"use --response {a.NEEDS}, where the teacher gives it, or a script that needs less (docs/running.md)"
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; {hint}")
-        path = teacher_file(a)
+        if a.teacher.startswith("py:"):
+            path = Path(a.teacher[3:].rpartition(":")[0]).expanduser()
+            self.record.sources[str(path)] = identity(path)
+            return path, {}, {}
+        try:
+            path = teacher_file(a)
+        except UsageError:
+            if not a.transfer:
+                raise
+            return Path(), {}, {}  # its answers are bought already
         return path, *self.record.source(path, a.weights)
 
     def open_teacher(self, path: Path, state: StateDict, meta: dict) -> None:
         a = self.args
-        check_teacher(path, meta, a, self.data)
-        net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
-        here, its = (self.data.mean, self.data.std), teacher_normalisation(meta, a, self.data)
-        if any(not torch.equal(u, v) for u, v in zip(here, its, strict=True)):
-            net = Renormalised(net, here, its)
-        self.teacher = BlackBox(net, a.response, a.query_budget or None, identity=self.record.sources[str(path)])
+        here = self.data.mean, self.data.std
+        if a.teacher.startswith("py:"):
+            net = OwnTeacher(a.teacher, a.response, self.data.classes, *here)
+        elif not state:
+            net = AbsentTeacher()
+        else:
+            check_teacher(path, meta, a, self.data)
+            net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
+            its = teacher_normalisation(meta, a, self.data)
+            if any(not torch.equal(u, v) for u, v in zip(here, its, strict=True)):
+                net = Renormalised(net, here, its)
+        self.teacher = BlackBox(net, a.response, a.query_budget or None, identity=self.record.sources.get(str(path), ""))
         self.teacher_path, self.teacher_accuracy, seen = path, None, "there are no images to test it with"
+        if isinstance(net, AbsentTeacher):
+            return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
         if len(self.test):
             self.truth = self.infer(self.teacher.audit, self.test)
             if bad := len(self.truth) - int(self.truth.isfinite().all(1).sum()):
@@ -251,7 +268,7 @@ class Run:
         )
         result = {k: last[k] for k in ("accuracy", "top5", "agreement", "teacher_kl", "ece") if k in last} | {"split": self.split}
         if self.teacher:
-            summary += [f"agreement {last['agreement']:.2f} %"] if last else []
+            summary += [f"agreement {last['agreement']:.2f} %"] if "agreement" in last else []
             self.teacher.check_finite()
             result["repeated"] = billed["queries"] - own["queries"]
             again = f" ({result['repeated']:,} of them twice, after a stop)" if result["repeated"] else ""

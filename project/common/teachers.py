@@ -2,12 +2,53 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import Data
+from .models.library import own_object
 from .options import TeacherOptions, dataset_tag, normalisation
 from .utils import UsageError
+
+
+class OwnTeacher(nn.Module):
+    """A teacher that is a function of the user's: f(images uint8 (N, C, H, W)) -> classes (N,), probabilities or logits (N, K).
+
+    mean, std: of the images that come, (1, C, 1, 1). response: what f returns, hard, soft, topk:K or logits. UsageError, on a call, for
+    answers that are not that.
+    """
+
+    def __init__(self, name: str, response: str, classes: int, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.name, self.f, self.response, self.classes, self.mean, self.std = name, own_object(name[3:]), response, classes, mean, std
+
+    def forward(self, x: Tensor, feature: bool = False) -> Tensor:
+        """Logits (N, K), up to a constant of each row; of a class the one-hot vector."""
+        if feature:
+            raise UsageError(f"{self.name} has no features; this method needs a net, and --response inside")
+        images = ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        answers = torch.as_tensor(np.asarray(self.f(images))).to(x.device)
+        if answers.dim() == 1 and len(answers) == len(x) and self.response == "hard":
+            return F.one_hot(answers.long(), self.classes).float()
+        if answers.shape != (len(x), self.classes):
+            what = f"classes ({len(x)},)" if self.response == "hard" else f"({len(x)}, {self.classes})"
+            raise UsageError(f"{self.name} returned {tuple(answers.shape)} for {len(x)} images; --response {self.response} takes {what}")
+        answers = answers.float()
+        if self.response in ("hard", "logits"):
+            return answers
+        if answers.min() < 0 or (answers.sum(1) - 1).abs().max() > 1e-3:
+            raise UsageError(f"{self.name} returned rows that are no probabilities (they do not sum to 1); use --response logits")
+        return answers.clamp_min(torch.finfo(answers.dtype).tiny).log()
+
+
+class AbsentTeacher(nn.Module):
+    """Stands for a teacher whose weights are not here: a transfer set has its answers."""
+
+    def forward(self, x: Tensor, feature: bool = False) -> Tensor:
+        raise UsageError("the weights of the teacher are not here, and the transfer set has no answers to these images")
 
 
 def check_teacher(path: Path, meta: dict, args: TeacherOptions, data: Data) -> None:

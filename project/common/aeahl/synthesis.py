@@ -24,11 +24,23 @@ from ..utils import RunError, atomic, exact, say
 from .attack import Attack
 from .inversion import BatchNormHooks, FeatureBank
 from .nets import recalibrate
-from .options import TERMS
+from .options import TERMS, SynthesisOptions
 from .pool import Pool, read_pool
 
 REPTILE = 67  # factor of Reptile's update, as in the released code of FastDFKD
 ADAPTING = ("fomaml", "reptile")  # values of --meta that train a copy, and update the generator afterwards
+
+
+def max_queries(args: SynthesisOptions, calls: int) -> int:
+    """Returns the largest number of queries of an AEAHL.py run with `calls` syntheses; an attack may need fewer."""
+    a, views = args, 1 + (args.w_cr > 0)  # the contrastive term needs a second view of each image
+    queries = a.batch_size * (calls * a.g_steps * views + a.epochs * a.ep_steps)
+    if a.hard_loss and a.aea:
+        learning = a.g_steps * a.batch_size if a.aea_compat else min(a.gap_steps, a.g_steps) * min(a.gap_images, a.batch_size)
+        queries += calls * learning + a.epochs * a.ep_steps * a.batch_size
+    if a.generator == "rg" and a.keep in ("activation", "loss"):
+        queries += 2 * a.batch_size * (1 if a.keep == "activation" else 1 + views)
+    return queries
 
 
 class Synthesiser:
@@ -66,7 +78,7 @@ class Synthesiser:
         self.pool = Pool(run.record.folder / "pool.npy", capacity, shape, run.device)
         views = run.data.views(a.augment)
         self.cached = Remembered(self.teacher_logits, capacity, views, run.data.classes, run.device) if a.cache else None
-        run.teacher.afford(a.batch_size * (calls * a.g_steps + a.epochs * a.ep_steps))
+        run.teacher.afford(max_queries(a, calls))
         if self.adapts and (lr := self.outer.param_groups[0]["lr"]) > 0.03:
             say(f"the learning rate of the generator's update after a synthesis is high ({lr:g}); --lr_g_meta sets it")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -99,6 +99,13 @@ class Data:
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
         return normalised(x, self.mean, self.std)
+
+    def view_of_tanh(self) -> Callable[[Tensor], Tensor]:
+        """A function that turns a generator's images in [-1, 1] into what a net sees; where that is their range, it changes nothing."""
+        if bool((self.mean == 0.5).all() and (self.std == 0.5).all()):
+            return lambda x: x
+        scale, shift = 0.5 / self.std, (0.5 - self.mean) / self.std
+        return lambda x: torch.addcmul(shift, x, scale)
 
     def views(self, augment: str) -> int:
         """How many views an image has: shifts by up to an eighth of its side, mirrored or not; 0 for countless ones."""

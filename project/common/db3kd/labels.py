@@ -27,7 +27,7 @@ from .search import Search
 PILOT_BUDGET = 2000  # queries for each pair of a pilot image and a class
 NEIGHBOURS = 5  # number of pilot directions that are tested per pair
 PROBE_FACTORS = (1.0, 1.3, 1.7, 2.2, 3.0)  # multiples of the distance to the surrogate's boundary at which the teacher is queried
-QUERIES_PER_SAVE = {"cpu": 1e6, "cuda": 5e7}  # number of queries after which the run saves its distances
+QUERIES_PER_SAVE = {"cpu": 1e5, "cuda": 5e6}  # number of queries after which the run saves its distances
 MODES = Literal["bd", "sd", "mbd", "surrogate", "even", "noise"]
 ALGORITHMS = Literal["arc", "signopt", "hsja"]
 RELEASED = {"candidates": 200, "algorithm": "signopt", "basis": "full", "form": "inverse", "scale": "none"}

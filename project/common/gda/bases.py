@@ -58,6 +58,8 @@ class BaseLossOptions:
 
     def validate(self) -> None:
         super().validate()
+        if self.standardise and self.base not in ("kd", "mlkd"):
+            raise UsageError(f"--standardise works with --base kd and mlkd, not with {self.base}; leave it out")
         if self.base in HINTS and self.response != "inside":
             raise UsageError(
                 f"--base {self.base} compares features, which a teacher with --response {self.response} does not give; "

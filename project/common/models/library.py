@@ -107,7 +107,10 @@ def own_object(name: str) -> object:
 def canonical_library_name(name: str) -> str | None:
     """The name as its library spells it, None for a name of our own models; UsageError where the library has none of this name."""
     kind, _, inner = name.partition(":")
-    if name.split(":")[0].endswith(".py"):
+    if kind == "py":  # a teacher that is a function
+        own_object(inner)
+        return name
+    if kind.endswith(".py"):
         own_object(name)
         return name
     if kind.lower() == "torchvision":
@@ -127,4 +130,6 @@ def make_library_net(name: str, classes: int, channels: int, size: int) -> nn.Mo
     if name.split(":")[0].endswith(".py"):
         return own_net(name, classes, channels, size)
     kind, _, inner = name.partition(":")
+    if kind == "py":
+        raise UsageError(f"{name} is a function, which can be a teacher, not a student; for a net of yours give path/to/file.py:Class")
     return (timm_net if kind == "timm" else torchvision_net)(inner, classes, channels, size)
