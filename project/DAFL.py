@@ -64,7 +64,7 @@ def main(argv=None):
             "kl": kl(run.student(x.detach()), t.detach()),
         }
 
-    run.teacher.afford(args.epochs * args.steps * args.batch_size)
+    run.teacher.plan(args.epochs * args.steps * args.batch_size)
     noise = Draw(args.steps, lambda: (torch.randn(args.batch_size, args.latent, device=run.device),))
     run.fit(noise, loss, [torch.optim.Adam(G.parameters(), args.lr_g)], generator=G)
     with torch.no_grad():

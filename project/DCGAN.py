@@ -42,7 +42,7 @@ def main(argv=None):
     D = Discriminator(run.data.shape, args.dropout).to(run.device, memory_format=torch.channels_last)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
     needs_queries = args.alpha > 0 and not teacher.hard
-    teacher.afford(args.epochs * len(run.private) * needs_queries)
+    teacher.plan(args.epochs * len(run.private) * needs_queries)
     seen = run.data.view_of_tanh()
     sample_noise = torch.randn(1000, K, device=run.device)
 

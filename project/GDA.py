@@ -93,7 +93,7 @@ def main(argv=None):
             raise UsageError(f"{args.transfer} holds images without labels; use --gt_source teacher")
         batches = run.batches(bought, run.purchases.source.train.y[bought["index"]] if labelled else bought["answers"].argmax(1))
     elif hints:
-        run.teacher.afford(len(run.private) * args.epochs)
+        run.teacher.plan(len(run.private) * args.epochs)
         images = run.images(run.private.y)
         batches = Map(Map(images, mix) if args.mixup else images, lambda x, y: (x, y, y))  # the hints query the teacher
     else:

@@ -55,8 +55,8 @@ def main(argv=None):
     rows_per_save = int(max(2 * K, QUERIES_PER_WAVE.get(run.device.type, 1e6) // max_queries))
     n = K * (2 if args.dry_run else args.samples)
     if args.query_budget and not args.transfer:
-        n = min(n, int(max(0, run.teacher.left - MAX_NOISE_QUERIES) // max_queries) // K * K)
-        run.teacher.afford(0 if n else MAX_NOISE_QUERIES + 2 * K * max_queries)
+        n = min(n, int(max(0, run.teacher.allowance - MAX_NOISE_QUERIES) // max_queries) // K * K)
+        run.teacher.plan(0 if n else MAX_NOISE_QUERIES + 2 * K * max_queries)
 
     def evolve(rows):  # the columns of the transfer set for these rows: images, classes, snapshots and distances
         g, number = torch.Generator().manual_seed(args.seed * 1_000_003 + int(rows["row"][0])), rows["row"].to(run.device)

@@ -187,3 +187,9 @@ def test_broken_pictures_are_named_or_left_out(script, tmp_path, capsys):
     assert "\n" not in str(e.value)
     script("teacher", **options, skip_broken=True)
     assert "bad.png" in capsys.readouterr().out
+
+
+def test_bd_spends_its_budget(script):
+    """Of 20,000 queries at least nine tenths; the other images keep the distance to the nearest image (sd)."""
+    result = script("DB3KD", epochs=1, lamda=1.0, sr_mode="bd", query_budget=20_000)
+    assert 18_000 < result["queries"] <= 20_000

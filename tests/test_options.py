@@ -106,3 +106,9 @@ def test_every_scripts_defaults_are_within_their_bounds_and_its_names_are_its_ow
 
 def test_a_script_without_a_teacher_has_none():
     assert (Base.teacher, Base.pool, Base.NEEDS, Base.query_budget) == ("", "", "", 0)
+
+
+def test_a_home_folder_is_expanded_whoever_spells_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = parse(importlib.import_module("KD").Args, ["--data_dir=~/data", "--teacher_path", "~/t.pth", "--tag", "a~b"])
+    assert (args.data_dir, args.teacher_path, args.tag) == ("/home/me/data", "/home/me/t.pth", "a~b")

@@ -289,3 +289,23 @@ def test_another_number_of_classes_is_said(script, tmp_path):
     torch.save(build("ResNet8", 100, (1, 8, 8)).state_dict(), tmp_path / "hundred.pth")
     with pytest.raises(UsageError, match=r"it has 100 classes, not 10 \(fc.weight is \(100, 64\), not \(10, 64\)\)"):
         script("KD", epochs=1, teacher_path=tmp_path / "hundred.pth")
+
+
+@pytest.mark.parametrize("name, more, budget", [
+    ("KN", {"budget": 60, "choice": "adaptive", "rounds": 3, "epochs": 18}, 60), ("AM", {"first": 40, "queries": 30, "pairs": 200, "epochs": 5}, 100),
+    ("DAFL", {"steps": 3, "batch_size": 10, "epochs": 3}, 90), ("KD", {"augment": "crop", "epochs": 3}, 3 * 259),
+])  # fmt: skip
+def test_a_run_that_is_stopped_between_epochs_keeps_its_plan_under_a_budget(name, more, budget, script, monkeypatch):
+    """What is bought and asked does not depend on a stop: the same weights, the same counts, nothing twice."""
+    from conftest import killed_after
+
+    options = {"lamda": 0.2, "query_budget": budget} | more
+    whole = script(name, **options, tag="whole")
+    killed_after(1, monkeypatch, lambda: script(name, **options, tag="cut"))
+    resumed = script(name, **options, tag="cut")
+    assert resumed["own"] == whole["own"] and resumed["repeated"] == 0 and resumed["queries"] == whole["queries"] <= budget
+    nets = [
+        torch.load(next((script.home / "checkpoints" / name).rglob(f"*-{t}/seed0/student.pt")), weights_only=True)["model"]
+        for t in ("whole", "cut")
+    ]
+    assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])

@@ -1,4 +1,4 @@
-"""The teacher as its API shows it: it answers, counts, and stops before the first query over budget. No gradient, no inside."""
+"""The teacher as its API shows it: it answers without gradient, counts queries, and stops before the first query over the budget."""
 
 import math
 from collections.abc import Callable
@@ -168,6 +168,12 @@ class BlackBox:
     def left(self) -> float:
         """Queries that the budget still allows, infinity without one."""
         return math.inf if self.budget is None else max(0, self.budget - self.earlier - self.billed()["queries"])
+
+    def plan(self, n: int) -> None:
+        """UsageError if a run of n queries is over its budget, which is said before the first one; the same before and after a stop."""
+        if n > self.allowance:
+            left = f"--query_budget {self.budget} allows {self.allowance} more queries ({self.earlier} asked so far)"
+            raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
     def afford(self, n: int) -> None:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""

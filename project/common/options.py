@@ -8,6 +8,7 @@ import difflib
 import inspect
 import math
 import operator
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -233,6 +234,7 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
     options = described(cls)
     given = vars(parser_of(cls, options, script, epilog).parse_args(argv))
+    given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
     for name, value in args.presets().items():
         if name not in given:

@@ -1,4 +1,4 @@
-"""What a run asks its teacher about, buys once and keeps. A transfer set is one safetensors file that grows as answers are bought.
+"""The queries of a run, and the answers it buys once and keeps. A transfer set is a safetensors file that grows as answers are bought.
 
 Columns of a transfer set, a row an image:
   index     (N,) rows of the data set's training images; or (N, 2), two rows of them, mixed with
@@ -164,7 +164,7 @@ class Purchases:
 
         A dry run makes do with two batches.
         """
-        left = self.teacher.left
+        left = self.teacher.allowance
         n = min(n, 2 * self.args.batch_size) if self.args.dry_run else n
         if left < min(n, 2):
             before = f" ({self.teacher.earlier:,} were asked for what this run is made from)" if self.teacher.earlier else ""
@@ -281,11 +281,11 @@ class Purchases:
         """
         a, data, n = self.args, self.data, len(self.private)
         if not a.cache:
-            self.teacher.afford(n * a.epochs)
+            self.teacher.plan(n * a.epochs)
             seen = batches_of(self.private, *rows, size=a.batch_size, view=data.view, augment=a.augment)
             return Map(Map(seen, change) if change else seen, lambda x, *rows: (x, self.teacher(x), *rows))
         x, views = resident(self.private, self.record.script).x, data.views(a.augment)
-        self.teacher.afford(n * min(views, a.epochs))
+        self.teacher.plan(n * min(views, a.epochs))
         kept = Remembered(self.teacher, n, views, data.classes, self.device)
         say(f"answers to {views} views of each image take up to {kept.kept.nbytes / 1e9:.2f} GB")
 

@@ -1,7 +1,7 @@
-"""One run of one script: start gives, loss says, fit does.
+"""One run of one script: `start` gives what a script needs, its loss states the method, `fit` trains.
 
-`start` reads the options, draws the private subset, fetches teacher and student, opens folders and log, and takes up a run that was cut
-short. What a run does stands in rooms of its own: `training` (fit), `purchases` (what the teacher is asked), `record` (files).
+`start` reads the options, loads data, teacher and student, opens folders and log, and resumes an interrupted run. The work itself is in
+other modules: `training` (the loop), `purchases` (queries and their answers), `record` (files).
 """
 
 import inspect
@@ -46,7 +46,7 @@ class Run:
     def __init__(self, Args: type[Base], argv: list[str] | None = None):
         file = Path(inspect.getfile(Args))
         path = f"{file.parent.name}/{file.name}"
-        there_is = f"data sets: {', '.join(DATASETS)}, folder:PATH\nmodels: {', '.join(MODELS)}, torchvision:NAME"
+        there_is = f"data sets: {', '.join(DATASETS)}, folder:PATH\nmodels: {', '.join(MODELS)}, torchvision:NAME, timm:NAME, FILE.py:CLASS"
         self.args = args = parse(Args, argv, path, there_is)
         for name in ("dataset", "private", "pool"):
             if getattr(args, name):
@@ -60,14 +60,14 @@ class Run:
         transfer = Transfer(self.record.folder / "transfer.safetensors")
         self.record.take_up(transfer.about)
         stop = Stop(self.record, self.command)
-        answering = self.find_teacher() if args.teacher else None
-        self.answering = answering[2] if answering else {}
-        self.data = self.load(args.private or args.dataset, num_classes_without_data(args, answering))
+        teacher_content = self.find_teacher() if args.teacher else None
+        self.teacher_meta = teacher_content[2] if teacher_content else {}
+        self.data = self.load(args.private or args.dataset, num_classes_without_data(args, self.teacher_meta))
         self.record.check_data(self.data.identity())
         self.split_private()
         self.teacher = self.truth = None
-        if answering:
-            self.open_teacher(*answering)
+        if teacher_content:
+            self.open_teacher(*teacher_content)
         torch.manual_seed(args.seed)
         self.student = self.net(args.model) if args.model else None
         if args.compile and self.student:
@@ -86,8 +86,8 @@ class Run:
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         channels = a.channels or spec.channels
         known = None if a.normalize == "dataset" else normalisation(a.normalize, channels, "--normalize")
-        its = self.answering.get("data")
-        if a.normalize == "dataset" and self.answering.get("normalize") == "dataset" and its:
+        its = self.teacher_meta.get("data")
+        if a.normalize == "dataset" and self.teacher_meta.get("normalize") == "dataset" and its:
             known = its["mean"], its["std"]  # what lies in the folder may have changed since
         if a.private and not known:
             raise UsageError(
@@ -99,7 +99,7 @@ class Run:
         if known:
             data.mean, data.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in known)
         if not labels:  # the teacher's classes
-            data.classes = spec.classes or self.answering.get("classes", 0)
+            data.classes = spec.classes or self.teacher_meta.get("classes", 0)
             data.names = its["names"] if its else [str(k) for k in range(data.classes)]
         return data
 
@@ -295,11 +295,11 @@ class Run:
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(summary)}", result)
 
 
-def num_classes_without_data(args: Base, answering: tuple[Path, StateDict, dict] | None) -> int:
+def num_classes_without_data(args: Base, meta: dict) -> int:
     """The number of classes of a data set whose images are not read (--no_eval), 0 where they are."""
     if getattr(args, "eval", True):
         return 0
-    classes = spec_of(args.dataset)[1].classes or answering[2].get("classes", 0)
+    classes = spec_of(args.dataset)[1].classes or meta.get("classes", 0)
     if not classes:
         raise UsageError(
             f"--no_eval: the number of classes of {args.dataset} is not known; train its teacher with teacher.py, which notes it"

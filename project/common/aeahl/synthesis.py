@@ -78,7 +78,7 @@ class Synthesiser:
         self.pool = Pool(run.record.folder / "pool.npy", capacity, shape, run.device)
         views = run.data.views(a.augment)
         self.cached = Remembered(self.teacher_logits, capacity, views, run.data.classes, run.device) if a.cache else None
-        run.teacher.afford(max_queries(a, calls))
+        run.teacher.plan(max_queries(a, calls))
         if self.adapts and (lr := self.outer.param_groups[0]["lr"]) > 0.03:
             say(f"the learning rate of the generator's update after a synthesis is high ({lr:g}); --lr_g_meta sets it")
 
