@@ -193,3 +193,16 @@ def test_bd_spends_its_budget(script):
     """Of 20,000 queries at least nine tenths; the other images keep the distance to the nearest image (sd)."""
     result = script("DB3KD", epochs=1, lamda=1.0, sr_mode="bd", query_budget=20_000)
     assert 18_000 < result["queries"] <= 20_000
+
+
+def test_a_flat_private_folder_has_the_classes_of_the_teachers_folder(script, tmp_path):
+    """With somebody else's checkpoint, which says no class names."""
+    for k, name in enumerate("abc"):
+        pictures(tmp_path / "mine" / name, 8, k)
+    pictures(tmp_path / "flat", 12, 9)
+    options = {"dataset": f"folder:{tmp_path / 'mine'}", "img_size": 8, "workers": 0, "epochs": 1}
+    script("teacher", **options, model="ResNet8")
+    path = next((script.home / "checkpoints/teacher").rglob("folder-*/*/seed0/teacher.pt"))
+    torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "plain.pth")
+    result = script("KD", **options, private=f"folder:{tmp_path / 'flat'}", lamda=1.0, teacher_path=tmp_path / "plain.pth")
+    assert result["private"] == 12 and result["data"]["names"] == ["a", "b", "c"]

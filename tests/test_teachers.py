@@ -256,7 +256,7 @@ def test_a_teacher_that_is_a_function(name, script, tmp_path):
         script("DCGAN", epochs=1, lamda=0.1, teacher=given["teacher"])
         given["steps"] = 2
     result = script(name, **given, **({"sr_mode": "sd"} if name == "DB3KD" else {}))
-    assert result["queries"] >= 128 and "file-api_" in result["line"]
+    assert result["queries"] >= 128 and "file-api_" in result["line"] and result["teacher_accuracy"] is None
 
 
 def test_answers_of_a_function_are_what_the_response_says(script, tmp_path):
@@ -264,8 +264,8 @@ def test_answers_of_a_function_are_what_the_response_says(script, tmp_path):
     a, b = (script("KD", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{f}", response=f)["log"] for f in ("soft", "logits"))
     assert a["kl"] == pytest.approx(b["kl"], rel=1e-3)
     for function, response, words in [
-        ("wide", "soft", r"returned \(500, 3\) for 500 images; --response soft takes \(500, 10\)"), ("logits", "soft", "no probabilities .* use --response logits"),
-        ("hard", "soft", r"returned \(500,\) for 500 images"), ("missing", "soft", "has no missing; it has: "),
+        ("wide", "soft", r"returned \(129, 3\) for 129 images; --response soft takes \(129, 10\)"), ("logits", "soft", "no probabilities .* use --response logits"),
+        ("hard", "soft", r"returned \(129,\) for 129 images"), ("missing", "soft", "has no missing; it has: "),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=words):
             script("KD", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{function}", response=response, tag=f"{function}1")
@@ -281,6 +281,8 @@ def test_a_transfer_set_needs_no_weights_of_its_teacher(script):
     assert again["accuracy"] == first["accuracy"] and again["own"]["queries"] == 0 and "agreement" not in again
     with pytest.raises(UsageError, match="no teacher for Digits"):
         script("ML", epochs=1)
+    with pytest.raises(UsageError, match="its model of the teacher is ResNet8, this run's is ResNet20"):
+        script("KD", epochs=1, lamda=0.2, transfer=bought, teacher="ResNet20")
     with pytest.raises(UsageError, match="the weights of the teacher are not here"):
         script("AM", epochs=5, lamda=0.2, queries=5, pairs=50, transfer=bought)
 

@@ -80,13 +80,14 @@ class BlackBox:
     default as many as make 4 million pixel values on a GPU, half a million on the CPU (its caches), 256 to 8,192. identity: letters that
     tell it from other teachers.
     counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure). ledger: a Ledger,
-    where what is sent is to be counted whatever becomes of the process. stop: called before a query, to leave in the midst of a purchase.
+    where what is sent is to be counted whatever becomes of the process. free_audit: whether `audit` costs nothing. stop: called before a
+    query, to leave in the midst of a purchase.
     """
 
     def __init__(self, net: nn.Module, response: str = "soft", budget: int | None = None, chunk: int | None = None, identity: str = ""):
         self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
         self.rank, self.earlier, self.identity = rank(response), 0, identity
-        self.counts, self.ledger, self.stop, self.finite = self.zero(), None, None, True
+        self.counts, self.ledger, self.stop, self.finite, self.free_audit = self.zero(), None, None, True, True
 
     @staticmethod
     def zero() -> dict[str, int]:

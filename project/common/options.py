@@ -62,7 +62,7 @@ class RunOptions:
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")
     logs_dir: str = opt("logs", "folder of log.jsonl, TensorBoard events and pictures")
     overwrite: bool = opt(False, "delete an earlier run with the same folder and start again")
-    dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command")
+    dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command (its queries are sent)")
 
     def presets(self) -> dict[str, Any]:
         """{option: value} that follow from other options, for those that the command line does not give."""
@@ -79,11 +79,9 @@ class DataOptions(RunOptions):
     dataset: str = opt("MNIST", "data set: a name of the list below, or folder:PATH (one subfolder per class)")
     img_size: int = opt(0, "side length of the images in pixels; 0: the data set's usual one", ge=0, le=4096)
     normalize: str = opt(
-        "half", "normalisation of pixels: half (to [-1, 1]), unit (to [0, 1]), imagenet, dataset (its mean, std), or M,S or M,M,M,S,S,S"
+        "half", "normalisation of pixels: half (to [-1, 1]), unit (to [0, 1]), imagenet, dataset, or mean and std: M,S or M,M,M,S,S,S"
     )
-    channels: int = opt(
-        0, "number of image channels, for a folder of the other kind: 1 (grey) or 3 (colour); 0: as the data set", ge=0, le=3
-    )
+    channels: int = opt(0, "number of channels that images are converted to: 1 (grey) or 3 (colour); 0: those of the data set", ge=0, le=3)
     skip_broken: bool = opt(False, "leave out image files that cannot be read, instead of an error that names them")
     augment: AUGMENT = opt(
         "none", "augmentation: random crop (crop), crop and flip (crop_flip), random resized crop (resized_crop), AutoAugment (auto)"
@@ -133,7 +131,7 @@ class TeacherOptions(Base):
     teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=MAX_SEED)
     weights: str = opt("", "key of the teacher's weights in its checkpoint file, if the file has several (A.B: nested key)")
     teacher_normalize: str = opt(
-        "", "normalisation that the teacher was trained with; left out: as in its checkpoint file, else --normalize"
+        "", "normalisation that the teacher was trained with (half, unit, imagenet, numbers); left out: that of its file, else --normalize"
     )
     teacher_path: str = opt("", "checkpoint file of the teacher, instead of the one from teacher.py")
     response: str = opt(
@@ -163,7 +161,7 @@ class TransferOptions(StudentOptions):
     GROUP: ClassVar = "teacher"
 
     transfer: str = opt("", "transfer.safetensors of another run with this teacher and response, whose answers replace queries")
-    cache: bool = opt(False, "keep the teacher's answers to augmented images in memory (up to 162 per image); a resumed run asks again")
+    cache: bool = opt(False, "with --augment crop, crop_flip: keep the teacher's answers to all views in memory; a resumed run asks again")
 
     def validate(self) -> None:
         super().validate()

@@ -131,8 +131,9 @@ class Purchases:
             raise UsageError(f"no file {path}; a method that buys answers once leaves one in its folder: transfer.safetensors")
         given, a, own = Transfer(path), self.args, self.transfer
         mine = {"response": a.response, "classes": self.data.classes, "val": a.val}
-        mine |= {"teacher": self.teacher.identity} if self.teacher.identity else {}  # none: its weights are not here
-        if off := [f"its {k} is {given.about[k]}, this run's is {v}" for k, v in mine.items() if given.about[k] != v]:
+        theirs = given.about | {"model of the teacher": given.about["options"].get("teacher", a.teacher)}
+        mine |= {"teacher": self.teacher.identity} if self.teacher.identity else {"model of the teacher": a.teacher}  # no weights here
+        if off := [f"its {k} is {theirs[k]}, this run's is {v}" for k, v in mine.items() if theirs[k] != v]:
             raise UsageError(f"{path} does not belong to this run: {'; '.join(off)}; buy answers anew, without --transfer")
         self.record.sources[str(path)] = identity(path)
         self.add_inherited_counts(given.about["counts"])

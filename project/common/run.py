@@ -16,7 +16,7 @@ from torch import Tensor
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
-from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
+from .datasets import DATASETS, Data, Images, Spec, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
 from .models import MODELS, build, canonical
@@ -99,8 +99,8 @@ class Run:
         if known:
             data.mean, data.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in known)
         if not labels:  # the teacher's classes
-            data.classes = spec.classes or self.teacher_meta.get("classes", 0)
-            data.names = its["names"] if its else [str(k) for k in range(data.classes)]
+            data.names = its["names"] if its else class_names(a, spec)
+            data.classes = len(data.names)
         return data
 
     def split_private(self) -> None:
@@ -148,6 +148,9 @@ class Run:
         self.teacher_path, self.teacher_accuracy, seen = path, None, "there are no images to test it with"
         if isinstance(net, AbsentTeacher):
             return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
+        if isinstance(net, OwnTeacher):  # each of its answers may cost something
+            self.teacher.free_audit = False
+            return say(f"teacher {a.teacher}: it is not asked about test images; it answers {a.response}")
         if len(self.test):
             self.truth = self.infer(self.teacher.audit, self.test)
             if bad := len(self.truth) - int(self.truth.isfinite().all(1).sum()):
@@ -293,6 +296,13 @@ class Run:
             meta |= meta_of(net)
         self.training.stop.restore()
         return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(summary)}", result)
+
+
+def class_names(args: Base, spec: Spec) -> list[str]:
+    """The class names of the teacher's data set, which is read for them where nothing else tells their number."""
+    if spec.classes:
+        return [str(k) for k in range(spec.classes)]
+    return load(args.dataset, args.data_dir, img_size=args.img_size or spec.size, workers=args.workers).names
 
 
 def num_classes_without_data(args: Base, meta: dict) -> int:

@@ -30,7 +30,8 @@ class OwnTeacher(nn.Module):
         if feature:
             raise UsageError(f"{self.name} has no features; this method needs a net, and --response inside")
         images = ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        answers = torch.as_tensor(np.asarray(self.f(images))).to(x.device)
+        answers = self.f(images)
+        answers = (answers if isinstance(answers, Tensor) else torch.as_tensor(np.asarray(answers))).to(x.device)
         if answers.dim() == 1 and len(answers) == len(x) and self.response == "hard":
             return F.one_hot(answers.long(), self.classes).float()
         if answers.shape != (len(x), self.classes):

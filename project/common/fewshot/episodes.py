@@ -34,7 +34,7 @@ class EpisodeOptions:
     GROUP: ClassVar = "method"
 
     dataset: str = opt("DigitsFS", "few-shot data set: DigitsFS, CIFARFS, miniImageNet or Omniglot")
-    normalize: Literal["half", "dataset"] = "dataset"
+    normalize: str = "dataset"
     way: int = opt(5, "number of classes in an episode", ge=2, le=1000)
     query: int = opt(15, "number of query images per class in an episode", ge=1, le=1000)
     metric: Literal["cos", "sqr"] = opt("cos", "similarity of query and prototype: cosine (cos), or negative squared distance (sqr)")
