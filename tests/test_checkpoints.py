@@ -276,3 +276,19 @@ def test_a_url_a_folder_and_a_program_are_named(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
     with pytest.raises(UsageError, match="s.pt is a TorchScript program, which is not run"):
         checkpoints.read_weights(tmp_path / "s.pt")
+
+
+@pytest.mark.parametrize("name", ["VGG8_BN", "VGG11", "MobileNet", "LeNet5", "AlexNet_half"])
+def test_sequences_of_layers_load_by_their_order(name, tmp_path):
+    """features.0, features.1, ... of others are block0.0, block0.1, ... here; a net of other shapes is refused."""
+    torch.manual_seed(1)
+    state = build(name, 10, (3, 32, 32)).state_dict()
+    owners = list(dict.fromkeys(k.rpartition(".")[0] for k in state))
+    theirs = {f"features.{3 * owners.index(k.rpartition('.')[0])}.{k.rpartition('.')[2]}": v for k, v in state.items()}
+    torch.save(theirs, tmp_path / "theirs.pth")
+    found = loaded(tmp_path / "theirs.pth", name=name, shape=(3, 32, 32))
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+    first = next(iter(theirs))
+    torch.save(theirs | {first: theirs[first][:1]}, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match=f"other.pth is not a checkpoint of {name}: .* missing"):
+        loaded(tmp_path / "other.pth", name=name, shape=(3, 32, 32))

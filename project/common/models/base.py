@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     """
 
     HEAD = "fc"
+    IN_ORDER = False  # one sequence of layers: a checkpoint with other names and the same shapes in the same order is of this net
 
     def embed(self, x: Tensor) -> Tensor:
         """Returns the penultimate features (B, F) of images x (B, C, H, W)."""

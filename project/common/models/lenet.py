@@ -14,6 +14,8 @@ from .base import Classifier
 class LeNet5(Classifier):
     """Two 5x5 convolutions without padding, each with ReLU and max-pool; one hidden layer; the logits."""
 
+    IN_ORDER = True
+
     def __init__(self, classes: int, channels: int, size: int, divisor: int) -> None:
         super().__init__()
         a, b, hidden = 20 // divisor, 50 // divisor, 200 // divisor
@@ -33,6 +35,8 @@ class LeNet5(Classifier):
 
 class AlexNet(Classifier):
     """Five 3x3 convolutions with batch norm, the first with stride 2; two hidden layers, each with dropout and then batch norm."""
+
+    IN_ORDER = True
 
     def __init__(self, classes: int, channels: int, size: int, divisor: int) -> None:
         super().__init__()

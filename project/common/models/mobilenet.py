@@ -20,6 +20,8 @@ class MobileNet(Classifier):
 
     HEAD = "classifier"
 
+    IN_ORDER = True
+
     def __init__(self, classes: int, channels: int, size: int) -> None:
         super().__init__()
         layers, cin = conv_bn_relu(channels, 32), 32

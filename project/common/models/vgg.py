@@ -23,6 +23,8 @@ class VGG(Classifier):
 
     HEAD = "classifier"
 
+    IN_ORDER = True
+
     def __init__(self, classes: int, channels: int, size: int, depth: int, bn: bool) -> None:
         super().__init__()
         self.pools, cin = (3 if size < 64 else 4), channels  # a max-pool follows blocks 0, 1 and 2; from 64 x 64 pixels on, also block 3
