@@ -112,3 +112,15 @@ def test_a_home_folder_is_expanded_whoever_spells_it(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     args = parse(importlib.import_module("KD").Args, ["--data_dir=~/data", "--teacher_path", "~/t.pth", "--tag", "a~b"])
     assert (args.data_dir, args.teacher_path, args.tag) == ("/home/me/data", "/home/me/t.pth", "a~b")
+
+
+@pytest.mark.parametrize(
+    "value, right",
+    [("0.5", False), ("halt", False), ("0.1,0.2,0.3", False), ("dataset", True), ("0.5,0.5", True), ("0.4,0.4,0.4,0.2,0.2,0.2", True)],
+)
+def test_a_normalisation_is_read_before_anything_else(value, right):
+    if right:
+        assert parse(Args, ["--normalize", value]).normalize == value
+    else:
+        with pytest.raises(UsageError, match="--normalize .*: there are half, unit, imagenet"):
+            parse(Args, ["--normalize", value])

@@ -94,6 +94,8 @@ class DataOptions(RunOptions):
         super().validate()
         if self.channels == 2:
             raise UsageError("--channels 2: there are 1 (grey), 3 (colour) and 0 (as the data set has)")
+        if self.normalize != "dataset":  # words and numbers; whether these are as many as the channels is seen with the data
+            normalisation(self.normalize, 3 if self.normalize.count(",") == 5 else 1, "--normalize")
 
 
 @dataclass
