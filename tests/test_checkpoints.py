@@ -292,3 +292,14 @@ def test_sequences_of_layers_load_by_their_order(name, tmp_path):
     torch.save(theirs | {first: theirs[first][:1]}, tmp_path / "other.pth")
     with pytest.raises(UsageError, match=f"other.pth is not a checkpoint of {name}: .* missing"):
         loaded(tmp_path / "other.pth", name=name, shape=(3, 32, 32))
+
+
+def test_what_a_run_saves_can_be_saved_as_safetensors(script, tmp_path):
+    """Contiguous tensors that share no memory, whatever the memory format of training."""
+    from safetensors.torch import load_file, save_file
+
+    script("CE", epochs=1, lamda=0.2)
+    state = checkpoints.read(next((script.home / "checkpoints/CE").rglob("student.pt")))["model"]
+    assert all(v.is_contiguous() for v in state.values())
+    save_file(state, tmp_path / "student.safetensors")
+    assert all(torch.equal(v, state[k]) for k, v in load_file(tmp_path / "student.safetensors").items())

@@ -166,7 +166,7 @@ class Record:
     def finish(self, nets: dict[str, nn.Module], meta: dict, summary: str, result: dict) -> dict:
         """Writes each net as NAME.pt with `meta`, then result.json, which says that the run is finished."""
         for name, net in nets.items():
-            save(self.folder / f"{name}.pt", {"model": net.state_dict(), "meta": meta})
+            save(self.folder / f"{name}.pt", {"model": {k: v.contiguous() for k, v in net.state_dict().items()}, "meta": meta})
         result = {
             "line": f"{summary} -> {self.folder}",
             "script": self.script,
