@@ -469,3 +469,16 @@ def test_the_tables_rows_begin_with_their_classifiers(tmp_path, monkeypatch, cap
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 13 and sum("fewshot_meta.py" in c and "--model ConvNet4" in c for c in commands) == 1
     assert (ROOT / "tables/fewshot.toml").exists()
+
+
+def test_another_start_and_another_metric(trained, tmp_path):
+    """--init: the file itself as a start is the same run; --metric sqr compares by distances."""
+    from conftest import run
+
+    short = {"dataset": "DigitsFS", "model": "ConvNet4", "epochs": 1, "val_episodes": 10, "test_episodes": 20}
+    run("fewshot_classifier", tmp_path, **short, lamda=0.1)
+    path = next((tmp_path / "checkpoints/fewshot_classifier").rglob("student.pt"))
+    meta = short | {"steps": 2, "lamda": 0.3}
+    own = run("fewshot_meta", tmp_path, **meta)["fewshot"]
+    assert run("fewshot_meta", tmp_path, **meta, init=path, tag="init")["fewshot"] == own
+    assert run("fewshot_meta", tmp_path, **meta, metric="sqr", tag="sqr")["fewshot"] != own

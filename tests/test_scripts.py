@@ -341,3 +341,18 @@ def test_another_teacher_in_its_place_is_noticed(script):
     script("teacher", model="ResNet8", epochs=1, overwrite=True)
     with pytest.raises(UsageError, match=r"teacher.pt \(changed since\)"):
         script("KD", epochs=1)
+
+
+@pytest.mark.parametrize("name, more", [
+    ("DCGAN", {"dropout": 0.25}), ("AL", {"lr_critic": 1e-3}), ("KD", {"kl_scale": "t"}), ("DKD", {"kl_scale": "1"}), ("MEKD", {"gen_t": 2.0}), ("MEKD", {"w_f": 0.5}),
+    ("CE", {"momentum": 0.5}), ("CE", {"zoom": True}),
+])  # fmt: skip
+def test_an_option_changes_the_run(name, more, script):
+    plain, other = (quick(script, name, epochs=2, **given, tag=tag)["log"] for given, tag in (({}, "plain"), (more, "other")))
+    assert {k: v for k, v in plain.items() if k != "epoch"} != {k: v for k, v in other.items() if k != "epoch"}
+
+
+def test_a_generator_by_its_path_is_that_of_its_run(script):
+    path = next((script.home / "checkpoints/DCGAN").rglob("generator.pt"))
+    a, b = (quick(script, "MEKD", **given)["log"] for given in ({}, {"generator_path": path, "tag": "path"}))
+    assert a == b
