@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from common.batches import Draw
-from common.checkpoints import first_run
+from common.checkpoints import first_run, meta_differences
 from common.gan import Generator
 from common.losses import centred, kl
 from common.options import TransferOptions, dataset_tag, opt
@@ -59,7 +59,7 @@ def find_generator(run: Run) -> Generator:
         raise UsageError(f"no generator in {path.parent}; first run: {first}")
     state, meta = run.record.source(path)
     expected = {"dataset": dataset_tag(a), "lamda": a.lamda, "teacher": run.teacher.identity}
-    if wrong := [f"{k} {meta[k]} (this run: {v})" for k, v in expected.items() if meta.get(k, v) != v]:
+    if wrong := meta_differences(meta, expected):
         raise UsageError(f"the generator {path} does not fit this run: {', '.join(wrong)}; run: {first} --overwrite")
     G = Generator(meta.get("latent", run.data.classes), run.data.shape).to(run.device, memory_format=torch.channels_last)
     run.purchases.add_inherited_counts(meta.get("counts", {}))

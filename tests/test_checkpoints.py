@@ -303,3 +303,29 @@ def test_what_a_run_saves_can_be_saved_as_safetensors(script, tmp_path):
     assert all(v.is_contiguous() for v in state.values())
     save_file(state, tmp_path / "student.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in load_file(tmp_path / "student.safetensors").items())
+
+
+def test_grey_pixels_of_a_colour_folder_are_what_they_were_in_training(tmp_path):
+    """--channels 1: three equal channels keep their value, in training and in load_model's preprocessing alike."""
+    from conftest import run
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(6):
+            grey = rng.integers(0, 255, (12, 12, 1), dtype=np.uint8)
+            Image.fromarray(np.repeat(grey, 3, 2)).save(tmp_path / "mine" / name / f"{i}.png")
+    dataset = f"folder:{tmp_path / 'mine'}"
+    run("CE", tmp_path, dataset=dataset, model="ResNet8", img_size=12, channels=1, lamda=1.0, epochs=1, workers=0)
+    _, preprocess, _ = checkpoints.load_model(next((tmp_path / "checkpoints").rglob("student.pt")))
+    x = torch.from_numpy(np.asarray(Image.open(tmp_path / "mine" / "cat" / "0.png")).copy()).permute(2, 0, 1)[None]
+    data = load(dataset, img_size=12, channels=1, workers=0)
+    among = torch.cat([data.view(data.train.x), data.view(data.test.x)])
+    assert (among - preprocess(x)).abs().amax((1, 2, 3)).min() == 0
+
+
+def test_a_shape_without_dimensions_is_a_mismatch_like_others():
+    state = net().state_dict() | {"bn1.num_batches_tracked": torch.zeros(1, dtype=torch.long)}
+    with pytest.raises(UsageError, match=r"bn1.num_batches_tracked is \(1,\), not \(\)"):
+        checkpoints.load_weights(net(), state, "x.pth", "ResNet8")

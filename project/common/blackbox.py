@@ -173,15 +173,17 @@ class BlackBox:
     def plan(self, n: int) -> None:
         """UsageError if a run of n queries is over its budget, which is said before the first one; the same before and after a stop."""
         if n > self.allowance:
-            left = f"--query_budget {self.budget} allows {self.allowance} more queries ({self.earlier} asked so far)"
-            raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
+            raise self.over_budget(n, self.allowance, self.earlier)
 
     def afford(self, n: int) -> None:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
         if n > self.left:
-            asked = self.earlier + self.billed()["queries"]
-            left = f"--query_budget {self.budget} allows {self.left} more queries ({asked} asked so far)"
-            raise UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
+            raise self.over_budget(n, self.left, self.earlier + self.billed()["queries"])
+
+    def over_budget(self, n: int, left: float, asked: int) -> UsageError:
+        """The error for n queries where `left` are allowed and `asked` have been sent."""
+        left = f"--query_budget {self.budget} allows {left} more queries ({asked} asked so far)"
+        return UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
     @torch.no_grad()
     def audit(self, x: Tensor) -> Tensor:

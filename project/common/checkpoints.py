@@ -21,6 +21,7 @@ from torchvision.transforms.v2.functional import center_crop
 from torchvision.transforms.v2.functional import resize as resize_side
 
 from .datasets.images import normalised, recoloured, resize
+from .datasets.pictures import exact_grey
 from .gan import Generator
 from .models import build
 from .options import Base, flags
@@ -111,9 +112,12 @@ def load_weights(net: nn.Module, state: StateDict, path: Path | str, kind: str) 
     state = matched(state, net)
     wanted, given = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (net.state_dict(), state))
     missing, unexpected = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
-    off = [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in given and given[k] != wanted[k]][:1]
-    if off and not missing and not unexpected and given[k := off[0].split(" ")[0]][1:] == wanted[k][1:]:
-        off = [f"it has {given[k][0]} classes, not {wanted[k][0]} ({off[0]})"]
+    off = []
+    if other := next((k for k in wanted if k in given and given[k] != wanted[k]), ""):
+        a, b = given[other], wanted[other]
+        off = [f"{other} is {a}, not {b}"]
+        if a and b and a[1:] == b[1:] and not missing and not unexpected:
+            off = [f"it has {a[0]} classes, not {b[0]} ({off[0]})"]
     if missing or unexpected:
         off.append(f"{named(missing)} missing, {named(unexpected)} unexpected")
     if off:
@@ -133,8 +137,13 @@ def named(keys: list[str]) -> str:
 
 def check_meta(path: Path | str, meta: dict, expected: dict) -> None:
     """UsageError where `meta` says otherwise than `expected`; what it does not say is taken as it should be."""
-    if off := [f"{k} {meta[k]} (this run: {v})" for k, v in expected.items() if meta.get(k, v) != v]:
+    if off := meta_differences(meta, expected):
         raise UsageError(f"{path} was made for {', '.join(off)}")
+
+
+def meta_differences(meta: dict, expected: dict) -> list[str]:
+    """What `meta` says otherwise than `expected`, a phrase each."""
+    return [f"{k} {meta[k]} (this run: {v})" for k, v in expected.items() if meta.get(k, v) != v]
 
 
 def meta_of(net: nn.Module) -> dict:
@@ -161,8 +170,10 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Callab
 
     def preprocess(x: Tensor) -> Tensor:
         x = x.to(device)
-        x = center_crop(resize_side(x, [data["crop_from"]], antialias=True), [size, size]) if data["crop_from"] else resize(x, size)
-        return normalised(recoloured(x, channels), mean, std)
+        if not data["crop_from"]:
+            return normalised(recoloured(resize(x, size), channels), mean, std)
+        x = center_crop(resize_side(x, [data["crop_from"]], antialias=True), [size, size])  # files, whose grey pixels stay as they are
+        return normalised(exact_grey(x) if channels == 1 < x.shape[1] else recoloured(x, channels), mean, std)
 
     return net.eval().requires_grad_(False), preprocess, list(data["names"])
 

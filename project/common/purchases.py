@@ -108,15 +108,8 @@ class Purchases:
         load: Callable[[str], Data],
     ):
         """load(name): the data set of that name with the size and the channels that the teacher's has."""
-        self.args, self.record, self.transfer, self.data, self.private, self.teacher, self.stop = (
-            args,
-            record,
-            transfer,
-            data,
-            private,
-            teacher,
-            stop,
-        )
+        self.args, self.record, self.transfer, self.stop = args, record, transfer, stop
+        self.data, self.private, self.teacher = data, private, teacher
         self.device, self.number, self.inherited = data.mean.device, 0, {}
         given = self.take(Path(args.transfer)) if args.transfer else None
         name = given["dataset"] if given else args.pool or data.name

@@ -299,10 +299,10 @@ class Run:
 
 
 def class_names(args: Base, spec: Spec) -> list[str]:
-    """The class names of the teacher's data set, which is read for them where nothing else tells their number."""
+    """The class names of the teacher's data set, from its folder's listing where it has no fixed number of classes."""
     if spec.classes:
         return [str(k) for k in range(spec.classes)]
-    return load(args.dataset, args.data_dir, img_size=args.img_size or spec.size, workers=args.workers).names
+    return spec.read(args.data_dir, True).classes
 
 
 def num_classes_without_data(args: Base, meta: dict) -> int:
