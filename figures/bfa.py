@@ -34,13 +34,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
+from common.cli import cli, say
+
 from common.aeahl.pool import read_pool
 from common.aeahl.reuse import reused_generator
 from common.measures import percent
 from common.options import TeacherOptions, opt
 from common.pictures import pyplot, save_figure
 from common.run import start
-from common.utils import cli, save_json, say
+from common.utils import save_json
 
 BITS = torch.tensor([-128, 64, 32, 16, 8, 4, 2, 1])  # values of the bits in two's complement, sign bit first
 

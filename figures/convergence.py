@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
+from common.cli import UsageError, cli
+
 from common.options import Parser
 from common.pictures import pyplot, save_figure
-from common.utils import UsageError, cli, save_json
+from common.utils import save_json
 
 Run = tuple[str, np.ndarray, list[tuple[int, float]]]  # name, terms (syntheses, steps) by name, (epoch, accuracy in percent)
 

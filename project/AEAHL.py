@@ -21,6 +21,8 @@ Differs:
   - --preset dfq, zskt and dafl show the student new images at each step, from the generator in training mode.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +35,6 @@ from common.aeahl.synthesis import ADAPTING, Synthesiser, save_pictures
 from common.losses import balance, kl
 from common.options import opt
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

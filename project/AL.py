@@ -12,6 +12,8 @@ Differs:
     diverge, and the accuracy is 10 % instead of 96.3 % (Digits, validation, one seed).
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,7 +27,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from common.losses import centred, kl
 from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

@@ -12,6 +12,8 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
+from common.cli import UsageError, cli, say
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +26,6 @@ from common.losses import probabilities
 from common.options import TransferOptions, opt
 from common.run import start
 from common.training import milestones
-from common.utils import UsageError, cli, say
 
 WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in a mix: 0.30, 0.34, ... 0.70
 

@@ -7,13 +7,14 @@ Differs:
   - A black-box method below this row of a table is not worth its queries.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 
 from common.options import Base, opt
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

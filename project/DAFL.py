@@ -13,6 +13,8 @@ Differs:
   - The default optimizer of the student is SGD at 0.1 (paper: Adam at 2e-3 on MNIST, SGD at 0.1 elsewhere).
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +27,6 @@ from common.gan import Generator
 from common.losses import balance, kl
 from common.options import StudentOptions, opt
 from common.run import start
-from common.utils import cli
 
 # weights of the generator's terms, as in the paper: cross-entropy of the teacher to its own top class, negative entropy of the mean
 # class probabilities, size of the teacher's features

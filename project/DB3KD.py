@@ -19,11 +19,12 @@ Differs:
     their distance of --sr_mode sd.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 
 from common.db3kd.labels import SoftLabelOptions, soft_label_loss, soft_labels_of
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

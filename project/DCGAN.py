@@ -13,6 +13,8 @@ Differs:
   - With hard responses every weight is 1.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ from torchvision.utils import make_grid, save_image
 from common.gan import Discriminator, Generator
 from common.options import TeacherOptions, opt
 from common.run import start
-from common.utils import autocast, cli
+from common.utils import autocast
 
 
 @dataclass

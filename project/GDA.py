@@ -17,6 +17,8 @@ Differs:
   - MLKD sees one view of an image (released: a weak and a strong view).
 """
 
+from common.cli import UsageError, cli
+
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +31,6 @@ from common.gda.bases import BaseLossOptions, distillation_terms, preset_options
 from common.gda.hints import HINTS, Hints
 from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import UsageError, cli
 
 
 @dataclass

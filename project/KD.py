@@ -11,13 +11,14 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import Literal
 
 from common.losses import kl
 from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

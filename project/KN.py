@@ -10,6 +10,8 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
+from common.cli import UsageError, cli
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +24,6 @@ from torch import Tensor
 from common.losses import kl, probabilities
 from common.options import TransferOptions, opt
 from common.run import start
-from common.utils import UsageError, cli
 
 
 @dataclass

@@ -12,6 +12,8 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
+from common.cli import UsageError, cli, say
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +26,7 @@ from common.gan import Generator
 from common.losses import centred, kl
 from common.options import TransferOptions, dataset_tag, opt
 from common.run import Run, start
-from common.utils import UsageError, cli, run_folder, run_name, say
+from common.utils import run_folder, run_name
 
 
 @dataclass

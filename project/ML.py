@@ -8,6 +8,8 @@ Differs:
   - The logits of both sides are centred, because probabilities determine logits only up to a constant per image.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +18,6 @@ import torch.nn.functional as F
 from common.losses import centred
 from common.options import TransferOptions
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

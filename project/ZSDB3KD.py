@@ -15,6 +15,8 @@ Differs:
   - With --iterations 0 the samples are the noise itself, a baseline.
 """
 
+from common.cli import cli, say
+
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +33,6 @@ from common.db3kd.labels import (
 from common.db3kd.pseudo import MAX_NOISE_QUERIES, MAX_TRIES, PseudoSamples, draw_initial_samples, save_snapshots
 from common.options import opt
 from common.run import start
-from common.utils import cli, say
 
 QUERIES_PER_WAVE = {"cpu": 1e6, "cuda": 5e7}  # of the samples that are moved together; their noise depends on it
 SNAPSHOT_EVERY = 5  # steps between snapshots

@@ -14,6 +14,8 @@ Differs:
   - crop_flip shifts an image by an eighth of its side (released: a tenth).
 """
 
+from common.cli import UsageError, cli
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,7 +25,6 @@ from common.fewshot.episodes import FewShotOptions, NovelClasses
 from common.gda.bases import distillation_terms
 from common.options import AUGMENT, opt
 from common.run import start
-from common.utils import UsageError, cli
 
 
 @dataclass

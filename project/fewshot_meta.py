@@ -15,6 +15,8 @@ Differs:
   - The teacher encodes each image once, because without augmentation its input never changes.
 """
 
+from common.cli import UsageError, cli
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -34,7 +36,7 @@ from common.fewshot.episodes import (
 from common.gda.bases import distillation_terms
 from common.options import opt
 from common.run import start
-from common.utils import UsageError, cli, run_folder
+from common.utils import run_folder
 
 
 @dataclass

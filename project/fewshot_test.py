@@ -10,6 +10,8 @@ Differs:
   - --auc uses the first image of a class and half of the query images, as the released code does.
 """
 
+from common.cli import UsageError, cli, say
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +19,7 @@ from common.datasets import novel
 from common.fewshot.episodes import EpisodeOptions, confidence_interval, episode_accuracies, features_of, roc_areas
 from common.options import Base, opt
 from common.run import start
-from common.utils import UsageError, cli, save, say
+from common.utils import save
 
 
 @dataclass

@@ -10,6 +10,8 @@ Differs:
   - A distance is an upper bound. A point just before it on the same ray still has the class of the image.
 """
 
+from common.cli import RunError, cli, say
+
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,6 @@ from common.db3kd.search import Search
 from common.measures import histograms
 from common.options import TeacherOptions, opt
 from common.run import start
-from common.utils import RunError, cli, say
 
 
 @dataclass

@@ -19,6 +19,8 @@ A finished run is not repeated. A failed run leaves its reason in its cell, and 
 rows. A row is bold if it is better at 5 %.
 """
 
+from common.cli import RunError, UsageError, cli
+
 import argparse
 import importlib
 import itertools
@@ -41,7 +43,7 @@ from common.models import canonical
 from common.options import Parser, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
 from common.report import ROOT, labelled
 from common.tables import read_table, table_names
-from common.utils import RunError, UsageError, cli, clock, lookup, read_json, run_folder, save_text
+from common.utils import clock, lookup, read_json, run_folder, save_text
 
 
 @dataclass

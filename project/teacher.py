@@ -6,6 +6,8 @@ Differs:
   - The method is plain cross-entropy. The default is the whole training set (--lamda 1), as in the papers' tables.
 """
 
+from common.cli import cli
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +15,6 @@ import torch.nn.functional as F
 
 from common.options import Base, opt
 from common.run import start
-from common.utils import cli
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Data-free synthesis, the reusable generator, the attack and the pool; oracles of the method's card."""
 
+from common.cli import UsageError
+
 import json
 
 import AEAHL
@@ -18,7 +20,6 @@ from common.aeahl.synthesis import Synthesiser
 from common.gan import Generator
 from common.options import flags, parse
 from common.run import start
-from common.utils import UsageError
 
 SMALL = {"epochs": 2, "ep_steps": 3, "kd_steps": 3, "g_steps": 2, "warmup": 2, "batch_size": 16, "latent": 8, "ngf": 4, "gap_width": 2}
 

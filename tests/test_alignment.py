@@ -1,5 +1,7 @@
 """GDA's terms against the golden numbers of the method's card, closed forms and a linear assignment."""
 
+from common.cli import UsageError
+
 import math
 
 import GDA
@@ -12,7 +14,6 @@ from common.gda.alignment import alignment_terms, fisher_rao, sinkhorn, standard
 from common.gda.bases import BASES, distillation_terms
 from common.losses import kl
 from common.options import flags, parse
-from common.utils import UsageError
 
 S = torch.tensor([[1, 2, 3, 0], [0, 0, 1, -1], [2, -1, 0.5, 0.5]], dtype=torch.double)
 T = torch.tensor([[3, 1, 0, 0], [1, 0, 0, -2], [0, 0, 4, 1]], dtype=torch.double)

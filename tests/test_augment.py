@@ -1,5 +1,7 @@
 """Augmentation of whole batches, against the library's and Pillow's of single images; what evaluation, schedule and optimizer make of timm's."""
 
+from common.cli import UsageError
+
 import DB3KD
 import GDA
 import numpy as np
@@ -17,7 +19,6 @@ from common.blackbox import Remembered
 from common.datasets import Images, load, zoomed
 from common.options import Base, TransferOptions, parse
 from common.training import lr_at, optimizer_of
-from common.utils import UsageError
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """The teacher as its API shows it: answers, counts, budgets; and that methods do not see the difference of a constant."""
 
+from common.cli import UsageError
+
 import pytest
 import torch
 import torch.nn as nn
 
 from common.blackbox import BlackBox, rank
 from common.losses import kl
-from common.utils import UsageError
 
 
 class Net(nn.Module):

@@ -1,5 +1,7 @@
 """Checkpoint files: others' formats, what is refused, what ours say, and `load_model`."""
 
+from common.cli import UsageError
+
 import argparse
 import collections
 import os
@@ -15,7 +17,7 @@ from common import checkpoints
 from common.datasets import load
 from common.models import build
 from common.models.fewshot import Block
-from common.utils import UsageError, save, save_json
+from common.utils import save, save_json
 
 
 def net():

@@ -1,5 +1,7 @@
 """Data sets: tensors, balanced draws, batches, augmentation; folders; and what is said when something is missing."""
 
+from common.cli import RunError, UsageError
+
 import bz2
 import gzip
 import hashlib
@@ -19,7 +21,6 @@ from common.batches import Batches, Draw, Streamed, batches_of
 from common.datasets import Data, Images, load, novel, readers
 from common.datasets.files import read_idx
 from common.datasets.images import resize, split
-from common.utils import RunError, UsageError
 
 
 def test_digits_come_without_a_download(tmp_path):

@@ -1,5 +1,7 @@
 """Small sets, odd options, other normalisations, flat folders, stops in a purchase: an answer in words, or the right value."""
 
+from common.cli import RunError, UsageError
+
 import importlib
 import os
 import signal
@@ -16,7 +18,6 @@ from PIL import Image
 from common.blackbox import Ledger
 from common.options import flags, parse
 from common.purchases import Transfer
-from common.utils import RunError, UsageError
 
 
 def test_am_on_a_small_set_buys_the_pairs_that_there_are(script, capsys):

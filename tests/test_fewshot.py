@@ -1,5 +1,7 @@
 """Few-shot learning: encoders, heads, episodes, intervals, data sets, and both stages with their distillation."""
 
+from common.cli import RunError, UsageError
+
 import csv
 import json
 import pickle
@@ -29,7 +31,6 @@ from common.fewshot.episodes import (
 from common.models import MODELS, build, num_parameters
 from common.models.base import Cosine
 from common.options import flags, parse
-from common.utils import RunError, UsageError
 
 # ---- encoders and heads
 

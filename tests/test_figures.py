@@ -1,5 +1,7 @@
 """The analyses: bit flips, convergence, the teacher's behaviour; their parts by closed forms, their files by the real command on Digits."""
 
+from common.cli import UsageError
+
 import copy
 import json
 
@@ -14,7 +16,6 @@ import torch.nn.functional as F
 from conftest import home_flags
 
 from common.options import flags
-from common.utils import UsageError
 
 SMALL = {"epochs": 2, "ep_steps": 3, "kd_steps": 3, "g_steps": 2, "warmup": 2, "batch_size": 16, "latent": 8, "ngf": 4, "gap_width": 2}
 

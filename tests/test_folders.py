@@ -1,5 +1,7 @@
 """`folder:PATH`: layouts, the split by path, names that are skipped, links, mistakes in words; fingerprints."""
 
+from common.cli import RunError, UsageError
+
 import hashlib
 import os
 import random
@@ -15,7 +17,6 @@ from common.datasets import Images, load
 from common.datasets.folders import read_folder
 from common.datasets.images import hash_split, hash_test, split
 from common.datasets.listing import in_order, scan
-from common.utils import RunError, UsageError
 
 COLOURS = {"ant": 10, "bee": 90, "cow": 170, "dog": 250}
 

@@ -1,12 +1,13 @@
 """The DCGAN pair: the cheap up-convolution equals the plain one; shapes and ranges."""
 
+from common.cli import UsageError
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from common.aeahl.nets import ReflectionPad
 from common.gan import Discriminator, Generator, UpConv
-from common.utils import UsageError
 
 
 def test_upconv_equals_upsampling_then_convolving():

@@ -1,5 +1,7 @@
 """Stages of any net, and the losses of their features."""
 
+from common.cli import UsageError
+
 import pytest
 import torch
 from conftest import killed_after
@@ -7,7 +9,6 @@ from conftest import killed_after
 from common.gda.hints import FitNet, ReviewKD, pyramid_loss, relations
 from common.gda.stages import Stages
 from common.models import build
-from common.utils import UsageError
 
 
 @pytest.mark.parametrize("name, shapes", [

@@ -1,5 +1,7 @@
 """The identity of data: what is trained on, tested and bought stays what it was when files come and go; or the change is said."""
 
+from common.cli import UsageError
+
 import shutil
 
 import numpy as np
@@ -10,7 +12,6 @@ from PIL import Image
 
 from common.options import Base
 from common.run import Run
-from common.utils import UsageError
 
 
 def picture(path, level, seed):

@@ -1,5 +1,7 @@
 """Soft labels: budgets, bases, priors; bought once, used by several students, refused where they do not fit."""
 
+from common.cli import UsageError
+
 import json
 import math
 import shutil
@@ -15,7 +17,6 @@ from common.db3kd.labels import SoftLabelOptions, budgets_of, search_stages, sof
 from common.db3kd.priors import adversarial_points, dct_basis, pilot_directions
 from common.losses import kl
 from common.purchases import Transfer
-from common.utils import UsageError
 
 FEW = {"epochs": 1, "lamda": 0.03}  # 39 images
 MBD = FEW | {"sr_mode": "mbd", "budgets": "120,300"}

@@ -1,10 +1,11 @@
 """Models: published parameter counts, logits and penultimate feature, any channels and the sizes a family allows."""
 
+from common.cli import UsageError
+
 import pytest
 import torch
 
 from common.models import MODELS, build, canonical, num_parameters
-from common.utils import UsageError
 
 # method cards: 3 channels unless said otherwise
 COUNTS_10 = {

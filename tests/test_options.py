@@ -1,5 +1,7 @@
 """Options: help, bounds and spellings from `opt`; what an override keeps; the groups of --help; old settings."""
 
+from common.cli import UsageError
+
 import importlib
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +10,6 @@ import pytest
 from conftest import FEWSHOT, SCRIPTS
 
 from common.options import Base, TeacherOptions, described, differences, interval, opt, parse
-from common.utils import UsageError
 
 
 @dataclass

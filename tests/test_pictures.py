@@ -1,5 +1,7 @@
 """The reader of pictures: bit depths, transparency, orientation, file types; unreadable files; no shared memory."""
 
+from common.cli import RunError, UsageError
+
 import os
 import struct
 import zlib
@@ -16,7 +18,6 @@ from common.aeahl.pool import read_pool
 from common.datasets import load, pictures
 from common.datasets.pictures import Unreadable, extensions, read_picture
 from common.datasets.stream import Batch
-from common.utils import RunError, UsageError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

@@ -1,5 +1,7 @@
 """Pseudo samples against closed forms (the DB3KD card's O13), and where they start from."""
 
+from common.cli import RunError
+
 import math
 from types import SimpleNamespace
 
@@ -7,7 +9,6 @@ import pytest
 import torch
 
 from common.db3kd.pseudo import PseudoSamples, draw_initial_samples, draw_noise, draw_smooth_noise, save_snapshots
-from common.utils import RunError
 
 ARGS = SimpleNamespace(candidates=2, step_queries=60, lbd_step=0.5, seed=0)
 

@@ -1,5 +1,7 @@
 """A run: options, optimisation, resume after any death, and one clear line for each thing that cannot be."""
 
+from common.cli import RunError, UsageError
+
 import importlib
 import json
 import os
@@ -21,7 +23,6 @@ from common import checkpoints, utils
 from common.options import Base, flags, opt, parse
 from common.run import Run
 from common.training import Training, lr_at, milestones
-from common.utils import RunError, UsageError
 
 
 def command(name, home, **options):

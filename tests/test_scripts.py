@@ -1,5 +1,7 @@
 """Every script, by glob: it explains itself, goes through, keeps to the house's laws. Who adds a script has added its test."""
 
+from common.cli import Finished, UsageError
+
 import importlib
 import json
 from dataclasses import fields
@@ -7,8 +9,6 @@ from dataclasses import fields
 import pytest
 import torch
 from conftest import FEWSHOT, SCRIPTS
-
-from common.utils import Finished, UsageError
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *FEWSHOT, "robustness"])

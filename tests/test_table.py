@@ -1,5 +1,7 @@
 """The table: runs what is missing and no more, survives a failing run, prints and writes what was measured."""
 
+from common.cli import UsageError
+
 import csv
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import table
 from conftest import ROOT
 
 from common import report
-from common.utils import UsageError, read_json, save_json
+from common.utils import read_json, save_json
 
 TINY = """
 title = "Tiny & quick"

@@ -1,5 +1,7 @@
 """Teachers as people have them: other normalisations, other data sets, no weights worth the name; and counts that hold."""
 
+from common.cli import RunError, UsageError
+
 import json
 
 import pytest
@@ -9,7 +11,7 @@ from conftest import Death, run
 from common.blackbox import BlackBox, Ledger, Renormalised
 from common.models import build
 from common.options import normalisation
-from common.utils import RunError, UsageError, safe
+from common.utils import safe
 
 
 def teacher_file(script):

@@ -1,5 +1,7 @@
 """Transfer sets: bought once, whatever happens; used again; refused where they do not fit."""
 
+from common.cli import UsageError
+
 import json
 import shutil
 
@@ -11,7 +13,6 @@ from safetensors.torch import save_file
 from common.blackbox import BlackBox
 from common.purchases import Purchases, Transfer
 from common.run import Run
-from common.utils import UsageError
 
 QUICK = {"epochs": 2, "lamda": 0.2}
 RESPONSE = {"DB3KD": "hard", "ZSDB3KD": "hard", "GDA": "logits"}

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .utils import RunError, UsageError
+from .cli import RunError, UsageError
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two

@@ -20,12 +20,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 from torchvision.transforms.v2.functional import resize as resize_side
 
+from .cli import UsageError, say
 from .datasets.images import normalised, recoloured, resize
 from .datasets.pictures import exact_grey
 from .gan import Generator
 from .models import build
 from .options import Base, flags
-from .utils import UsageError, holding, net_name, run_folder, say
+from .utils import holding, net_name, run_folder
 from .weights import StateDict, find_state, matched, what_it_is
 
 

@@ -5,8 +5,8 @@ import resource
 
 import torch
 
+from .cli import UsageError
 from .options import Base
-from .utils import UsageError
 
 
 def device_of(args: Base) -> torch.device:

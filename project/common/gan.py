@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .utils import UsageError
+from .cli import UsageError
 
 
 class Generator(nn.Module):

@@ -14,7 +14,8 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from .utils import UsageError, run_name
+from .cli import UsageError
+from .utils import run_name
 
 MAX_SEED = 2**32 - 1
 GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
@@ -45,7 +46,8 @@ class RunOptions:
     BEGINS: ClassVar = ""  # the script whose net of the same model and seed the student begins with
     LR_START: ClassVar = 1e-4  # where the warm-up of the learning rate begins
     ALIASES: ClassVar = {}  # {option: (other names, ...)} of a paper's code, for options that are inherited
-    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "overwrite", "dry_run"}  # may differ on resume
+    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir"}
+    FREE |= {"overwrite", "extend", "dry_run", "debug"}  # may differ on resume
 
     # how a script without these options is seen
     model = teacher = private = pool = transfer = ""
@@ -61,8 +63,10 @@ class RunOptions:
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")
     logs_dir: str = opt("logs", "folder of log.jsonl, TensorBoard events and pictures")
-    overwrite: bool = opt(False, "delete an earlier run with the same folder and start again")
+    overwrite: bool = opt(False, "start again; an earlier run with the same folder is deleted once the new one has saved an epoch")
+    extend: bool = opt(False, "train a finished run up to a higher --epochs, from its last epoch on")
     dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command (its queries are sent)")
+    debug: bool = opt(False, "print the traceback of an error")
 
     def presets(self) -> dict[str, Any]:
         """{option: value} that follow from other options, for those that the command line does not give."""

@@ -23,12 +23,13 @@ from torch import Tensor
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import BlackBox, Remembered
 from .checkpoints import holding, identity, read
+from .cli import UsageError, say
 from .datasets import Data, Images
 from .measures import infer
 from .options import Base, settings
 from .record import Record, data_changes
 from .training import Stop
-from .utils import UsageError, atomic, save, say
+from .utils import atomic, save
 
 Columns = dict[str, Tensor]
 

@@ -17,8 +17,9 @@ import torch.nn as nn
 import torchvision
 
 from .checkpoints import identity, read, read_weights
+from .cli import Finished, RunError, UsageError, say
 from .options import Base, dataset_tag, differences, run_name_of, settings
-from .utils import Finished, RunError, UsageError, read_json, run_folder, save, save_json, save_text, say
+from .utils import read_json, run_folder, save, save_json, save_text
 from .weights import StateDict
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from . import report
+from .cli import UsageError
 from .tables import read_table
-from .utils import UsageError, save_text
+from .utils import save_text
 
 COLUMNS = {  # a marker's words -> the columns of report.rows_of
     "teacher_kl": "KL to teacher",

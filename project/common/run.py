@@ -16,6 +16,7 @@ from torch import Tensor
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
+from .cli import UsageError, say
 from .datasets import DATASETS, Data, Images, Spec, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
@@ -26,7 +27,6 @@ from .purchases import Columns, Purchases, Transfer, resident
 from .record import Record
 from .teachers import AbsentTeacher, OwnTeacher, check_teacher, near_chance, teacher_normalisation
 from .training import Stop, Training, command_of, milestones
-from .utils import UsageError, say
 from .weights import StateDict
 
 

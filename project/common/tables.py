@@ -4,8 +4,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from .cli import UsageError
 from .report import ROOT
-from .utils import UsageError
 
 KEYS = {"like", "title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
 NEEDED = {"title", "dataset", "pairs", "seeds", "rows"}

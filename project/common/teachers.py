@@ -8,10 +8,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cli import UsageError
 from .datasets import Data
 from .models.library import own_object
 from .options import TeacherOptions, dataset_tag, normalisation
-from .utils import UsageError
 
 
 class OwnTeacher(nn.Module):

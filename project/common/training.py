@@ -17,9 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .blackbox import BlackBox
+from .cli import RunError, Stopped, UsageError, say
 from .options import Base
 from .record import Record
-from .utils import RunError, Stopped, UsageError, autocast, clock, say
+from .utils import autocast, clock
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
 READ_EVERY = 200  # steps between readings of the loss terms, each of which waits for the device

@@ -1,4 +1,4 @@
-"""Places of files, safe writing and reading, names, errors for people."""
+"""Places of files, safe writing and reading, names."""
 
 import contextlib
 import difflib
@@ -7,66 +7,13 @@ import json
 import os
 import re
 import secrets
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import torch
 
-
-class UsageError(Exception):
-    """What the user asked for cannot be; one line for him, exit status 2."""
-
-
-class RunError(Exception):
-    """The run failed on its way; one line, exit status 1."""
-
-
-class Finished(Exception):
-    """The run was finished before; `result` is what its result.json holds. Exit status 0."""
-
-    def __init__(self, result: dict):
-        super().__init__(f"finished before: {result['line']}\n(--overwrite runs it again)")
-        self.result = result
-
-
-class Stopped(Exception):
-    """SIGTERM or Ctrl-C: what was done is saved; exit status 128 + the signal's number."""
-
-    def __init__(self, status: int):
-        super().__init__(status)
-        self.status = status
-
-
-def cli(main: Callable[[], object]) -> None:
-    """Runs a script's `main`; its errors become one line on stderr and an exit status: 2 bad usage, 1 a failed run."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except Finished as e:
-        say(str(e))
-    except Stopped as e:
-        sys.exit(e.status)
-    except UsageError as e:
-        sys.exit(complain(script, e, 2))
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (RunError, OSError, torch.OutOfMemoryError) as e:
-        sys.exit(complain(script, e, 1))
-    except KeyboardInterrupt:
-        sys.exit(complain(script, "stopped before anything was done", 130))
-
-
-def complain(script: str, error: object, status: int) -> int:
-    print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return status
-
-
-def say(words: str) -> None:
-    """A line for output.log, there at once."""
-    print(words, flush=True)
+from .cli import RunError, UsageError
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

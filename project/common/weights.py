@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .utils import UsageError
+from .cli import UsageError
 
 StateDict = dict[str, Tensor]
 NESTS = ("model", "state_dict", "net", "model_sd", "model_state_dict", "model_state", "student", "teacher", "weights", "params")

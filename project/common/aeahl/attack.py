@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cli import UsageError
 from ..datasets import Data
 from ..run import Run
-from ..utils import UsageError, read_json
+from ..utils import read_json
 from .nets import Perturbation
 
 LR = 2e-4  # learning rate of the attack network (Adam, beta1 0.5)

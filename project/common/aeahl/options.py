@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..cli import UsageError
 from ..models import canonical
 from ..options import StudentOptions, opt
-from ..utils import UsageError, matching
+from ..utils import matching
 
 TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # loss terms of a synthesis; the option w_NAME is the weight of NAME
 SINGLE = {"generator": "single", "lr": 0.1}

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cli import UsageError
 from ..datasets.pictures import read_pool_folder
-from ..utils import UsageError
 
 
 class Pool:

@@ -13,10 +13,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..checkpoints import read_weights
+from ..cli import UsageError
 from ..gan import Generator
 from ..options import opt
 from ..run import Run
-from ..utils import UsageError
 from .nets import Fusion, Pixels, recalibrate
 from .options import SynthesisOptions
 

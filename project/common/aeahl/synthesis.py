@@ -18,9 +18,10 @@ from torchvision.utils import save_image
 
 from ..batches import Batches
 from ..blackbox import Remembered
+from ..cli import RunError, say
 from ..pictures import save_grid
 from ..run import Run
-from ..utils import RunError, atomic, exact, say
+from ..utils import atomic, exact
 from .attack import Attack
 from .inversion import BatchNormHooks, FeatureBank
 from .nets import recalibrate

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..utils import UsageError, lookup, say
+from ..cli import UsageError, say
+from ..utils import lookup
 from . import fewshot
 from .folders import is_flat, own_folder, summary, unlabelled_folder
 from .images import Data, Images, moments, zoomed

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..utils import UsageError
+from ..cli import UsageError
 from .files import check_cifar, check_pixels, read_pickle, refuse
 from .listing import Listing, listing_of_files
 

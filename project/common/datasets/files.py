@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..utils import UsageError
+from ..cli import UsageError
 
 IMAGES, LABELS = 0x0803, 0x0801  # idx: unsigned bytes in three dimensions, in one
 

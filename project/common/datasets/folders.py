@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..utils import UsageError
+from ..cli import UsageError
 from .images import hash_test
 from .listing import Listing, Tree, class_listing, class_of, in_order, scan
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
 from ..augment import auto_augment, crop_flip, resized_crop
-from ..utils import UsageError, exact
+from ..cli import UsageError
+from ..utils import exact
 from .listing import plain
 from .pictures import exact_grey, recoloured
 from .stream import Stream

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..utils import UsageError
+from ..cli import UsageError
 from .pictures import extensions
 
 NOT_DATA = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems put beside images; names that begin with a dot, too

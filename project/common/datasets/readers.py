@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..utils import UsageError
+from ..cli import UsageError
 from .files import check_cifar, find_idx, read_idx_pair, read_mat, refuse
 from .images import split
 from .listing import Listing, class_listing, class_of, in_order, listing_of_files, scan

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..utils import RunError, UsageError, say
+from ..cli import RunError, UsageError, say
 from .images import Images, hash_arrays, resize
 from .listing import Listing
 from .pictures import check_header, in_threads, read_all, read_picture, read_square, unreadable

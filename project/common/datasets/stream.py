@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..utils import RunError, say
+from ..cli import RunError, say
 from .pictures import Unreadable, exact_grey, read_picture, unreadable
 
 BATCH_BYTES = 16e6  # pixels in one batch where the caller asks for all images in order, whatever the batch size

@@ -15,11 +15,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cli import UsageError, say
 from ..losses import kl
 from ..options import Base, TransferOptions, opt
 from ..purchases import Columns
 from ..run import Run
-from ..utils import UsageError, say
 from .boundary import nearest_of_class, num_halvings, soft_labels
 from .priors import adversarial_points, dct_basis, pilot_directions, train_surrogate
 from .search import Search

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..cli import RunError, say
 from ..options import Base
 from ..pictures import save_grid
-from ..utils import RunError, say
 from .boundary import nearest_of_class, nearest_other_class
 from .priors import dct_basis
 from .search import Search

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import read, read_weights
+from ..cli import UsageError, say
 from ..datasets import Images, novel
 from ..gda.alignment import AlignmentOptions
 from ..gda.bases import BaseLossOptions
 from ..options import StudentOptions, opt
 from ..run import Run
-from ..utils import UsageError, exact, save, say
+from ..utils import exact, save
 
 SHOTS = (1, 5)  # numbers of support images per class for which every model is evaluated
 CHUNK_VALUES = 2**24  # largest number of feature values that are gathered at a time

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cli import UsageError
 from ..losses import dkd, kl, kl_of_each, warm_up
 from ..models import canonical
 from ..options import opt
-from ..utils import UsageError, exact
+from ..utils import exact
 from .alignment import alignment_terms, standardise
 from .hints import HINTS
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..utils import UsageError
+from ..cli import UsageError
 
 
 class Stages:

@@ -5,7 +5,8 @@ import warnings
 import torch
 import torch.nn as nn
 
-from ..utils import UsageError, lookup
+from ..cli import UsageError
+from ..utils import lookup
 from . import fewshot, lenet, mobilenet, resnet, shufflenet, vgg, wrn
 from .library import canonical_library_name, make_library_net
 

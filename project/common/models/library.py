@@ -10,7 +10,8 @@ import torch.nn as nn
 import torchvision
 from torch import Tensor
 
-from ..utils import UsageError, matching
+from ..cli import UsageError
+from ..utils import matching
 
 
 class WithFeature:
