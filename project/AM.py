@@ -25,7 +25,7 @@ from torch import Tensor
 from common.losses import probabilities
 from common.options import TransferOptions, opt
 from common.run import start
-from common.training import milestones
+from common.schedule import milestones
 
 WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in a mix: 0.30, 0.34, ... 0.70
 

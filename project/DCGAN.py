@@ -59,7 +59,7 @@ def main(argv=None):
         x = samples()
         grid = make_grid(x[:100], 10, normalize=True, value_range=(-1, 1))
         save_image(grid, run.record.logs / f"samples_{run.epoch:04}.png")
-        run.record.board.add_image("samples", grid, run.epoch)
+        run.record.board.image("samples", grid, run.epoch)
         if not teacher.free_audit:
             return {}
         p = teacher.audit(seen(x)).exp()  # (1000, K)

@@ -28,13 +28,21 @@ from common.run import start
 
 @dataclass
 class Args(TransferOptions):
-    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
-    budget: float = opt(0.2, "number of images to buy; up to 1: fraction of the available images", gt=0)
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
+    budget: float = opt(0.2, "number of images to buy; up to 1: fraction of the available images", ge=1e-6)
     pool: str = opt("", "data set whose training images are bought instead of the private images")
     choice: Literal["random", "adaptive"] = opt(
         "random", "selection of the bought images: random, or adaptive (a bandit that is rewarded by the responses)"
     )
     rounds: int = opt(10, "number of purchases of the adaptive selection", ge=1)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.budget > 1 and self.budget % 1:
+            raise UsageError(f"--budget {self.budget:g} is no number of images; give an integer, or a fraction up to 1")
+
+    def fixed_length(self):
+        return "--choice adaptive buys in the first sixth of --epochs" if self.choice == "adaptive" else ""
 
 
 class Policy(nn.Module):

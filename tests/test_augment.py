@@ -18,7 +18,7 @@ from common.augment import APPLY, OPERATIONS, POLICY, auto_augment, mixup, rando
 from common.blackbox import Remembered
 from common.datasets import Images, load, zoomed
 from common.options import Base, TransferOptions, parse
-from common.training import lr_at, optimizer_of
+from common.schedule import lr_at, optimizer_of
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.blackbox import Ledger
 from common.options import flags, parse
-from common.purchases import Transfer
+from common.transfer import Transfer
 
 
 def test_am_on_a_small_set_buys_the_pairs_that_there_are(script, capsys):

@@ -137,7 +137,7 @@ def test_two_folders_whose_names_run_together_are_two(tmp_path):
 def test_everything_that_is_written_holds_the_identity(mine, tmp_path):
     import json
 
-    from common.purchases import Transfer
+    from common.transfer import Transfer
 
     dataset = {"dataset": f"folder:{mine}"}
     run("teacher", tmp_path, **SHORT, **dataset)

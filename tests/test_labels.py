@@ -16,7 +16,7 @@ from common.blackbox import BlackBox
 from common.db3kd.labels import SoftLabelOptions, budgets_of, search_stages, soft_label_loss
 from common.db3kd.priors import adversarial_points, dct_basis, pilot_directions
 from common.losses import kl
-from common.purchases import Transfer
+from common.transfer import Transfer
 
 FEW = {"epochs": 1, "lamda": 0.03}  # 39 images
 MBD = FEW | {"sr_mode": "mbd", "budgets": "120,300"}

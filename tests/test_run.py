@@ -19,10 +19,12 @@ import torch
 import torch.nn as nn
 from conftest import ROOT, Death, home_flags
 
-from common import checkpoints, utils
+from common import checkpoints, record, utils
+from common.earlier import is_locked
 from common.options import Base, flags, opt, parse
 from common.run import Run
-from common.training import Training, lr_at, milestones
+from common.schedule import lr_at, milestones
+from common.training import Training
 
 
 def command(name, home, **options):
@@ -239,15 +241,18 @@ def test_changed_options_on_resume_are_named(script):
     script("KD", epochs=1, lamda=0.3, t=4, tag="beside")
 
 
-def test_two_processes_at_one_run_are_kept_apart(script):
+def test_two_processes_at_one_run_are_kept_apart(script, monkeypatch):
+    monkeypatch.setattr(record, "LOCK_WAIT", 0.1)
     folder = script.home / "checkpoints/KD/Digits/ResNet8_to_ResNet8/seed0"
     folder.mkdir(parents=True)
-    code = f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    code = f"from filelock import FileLock; lock = FileLock({str(folder / '.lock')!r}); lock.acquire(); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
+        assert is_locked(folder)
         with pytest.raises(UsageError, match="another process is running this run"):
             script("KD", epochs=1)
         other.kill()
+    assert not is_locked(folder) and script("KD", epochs=1)["accuracy"] > 0
 
 
 # ---- foreign checkpoints
@@ -352,7 +357,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     """The system refuses files over 64 KiB, as a full disk would, in a process of its own."""
     path = tmp_path / "state.pt"
     utils.save(path, {"kept": torch.ones(3)})
-    code = "import resource, signal, sys, torch; sys.path.insert(0, sys.argv[2]); from common.utils import save, cli\n"
+    code = "import resource, signal, sys, torch; sys.path.insert(0, sys.argv[2]); from common.cli import cli; from common.utils import save\n"
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
     code += "cli(lambda: save(sys.argv[1], {'new': torch.ones(100000)}))"
     done = subprocess.run([sys.executable, "-c", code, str(path), str(ROOT / "project")], capture_output=True, text=True)
@@ -372,6 +377,7 @@ def test_exit_statuses(trained, tmp_path):
 def test_result_is_json_with_what_was_measured(script):
     result = script("KD", epochs=1, lamda=0.2)
     stored = json.loads(next((script.home / "checkpoints/KD").rglob("result.json")).read_text())
+    assert len(stored.pop("checksum")) == 16
     assert stored == json.loads(json.dumps(result)) and stored["versions"]["torch"] == torch.__version__
     assert stored["peak_mb"] > 10 and stored["options"]["temperature"] == 5.0 and list(stored["sources"].values())[0].isalnum()
 

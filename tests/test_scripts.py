@@ -197,7 +197,7 @@ def test_am_draws_each_pair_once(n, m):
 def test_am_asks_about_private_images_then_mixes_and_never_twice(script):
     result = quick(script, "AM", first=40, queries=300, pairs=300, epochs=5)
     assert result["private"] == 40 and result["mixed"] == 900 and result["queries"] == 940
-    from common.purchases import Transfer
+    from common.transfer import Transfer
 
     rows = Transfer(next((script.home / "checkpoints/AM").rglob("transfer.safetensors"))).columns
     assert len(rows["index"].unique(dim=0)) == 940 and (rows["weight"][:40] == 1).all()
@@ -208,7 +208,7 @@ def test_db3kd_counts_points_between_images_and_sd_asks_only_for_classes(script)
     sd, bd = (quick(script, "DB3KD", sr_mode=m, tag=m) for m in ("sd", "bd"))
     assert sd["queries"] == sd["private"] == 259
     assert bd["private"] == 259 and bd["mixed"] > 259 * 9 * 10 and bd["queries"] == bd["private"] + bd["mixed"]
-    from common.purchases import Transfer
+    from common.transfer import Transfer
 
     near, far = (
         Transfer(next((script.home / "checkpoints/DB3KD").rglob(f"*-{m}/seed0/transfer.safetensors"))).columns for m in ("bd", "sd")

@@ -11,8 +11,9 @@ from conftest import SCRIPTS, Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
-from common.purchases import Purchases, Transfer
+from common.purchases import Purchases
 from common.run import Run
+from common.transfer import Transfer
 
 QUICK = {"epochs": 2, "lamda": 0.2}
 RESPONSE = {"DB3KD": "hard", "ZSDB3KD": "hard", "GDA": "logits"}
@@ -113,7 +114,7 @@ def change(path, **about):
 
 @pytest.mark.parametrize("about, words", [
     ({"teacher": "0123456789ab"}, "its teacher is 0123456789ab, this run's is"), ({"response": "hard"}, "its response is hard, this run's is soft"),
-    ({"classes": 7}, "its classes is 7"), ({"val": 0.5}, "its val is 0.5"), ({"dataset": "Digit"}, "did you mean Digits"),
+    ({"classes": 7}, "its answers have 10 classes; expected 7"), ({"val": 0.5}, "its val is 0.5"), ({"dataset": "Digit"}, "did you mean Digits"),
     ({"data": "changed"}, r"was bought for other images of Digits: train set: 99 images \(now 1,297\); buy answers anew"),
 ])  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(about, words, script):
@@ -160,7 +161,7 @@ def test_kd_of_kds_transfer_set_is_the_same_run(script):
 def test_overwriting_keeps_what_the_run_is_to_be_made_from(script):
     script("KD", **QUICK)
     path = file_of(script.home, "KD")
-    with pytest.raises(UsageError, match="lies in the folder that --overwrite would empty"):
+    with pytest.raises(UsageError, match="--transfer .*/transfer.safetensors lies in .*, which --overwrite empties; give --tag NAME"):
         script("KD", **QUICK, transfer=path, overwrite=True)
     assert len(Transfer(path)) == 259
 

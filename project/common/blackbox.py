@@ -1,6 +1,8 @@
 """The teacher as its API shows it: it answers without gradient, counts queries, and stops before the first query over the budget."""
 
 import math
+import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cli import RunError, UsageError
+from .utils import check_regular
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two
@@ -19,7 +22,7 @@ KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed
 def rank(response: str) -> int:
     """Place in RESPONSES of `logits | soft | topk:k | hard | inside`; UsageError for anything else."""
     kind, _, k = response.partition(":")
-    if kind not in RESPONSES or (kind == "topk") != bool(k) or (k and not (k.isdigit() and int(k))):
+    if kind not in RESPONSES or (kind == "topk") != bool(k) or (k and not re.fullmatch("[1-9][0-9]{0,8}", k)):
         raise UsageError(f"--response {response}: there are logits, soft, topk:k (such as topk:5), hard, and inside (a white box)")
     return RESPONSES.index(kind)
 
@@ -27,28 +30,54 @@ def rank(response: str) -> int:
 class Ledger:
     """Counts of what was sent, in a file. A count is in the file before the images are sent, and never goes back.
 
-    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it.
+    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it. It holds two copies
+    of the counts, each with a checksum, which are written in turn: a kill in the midst of one leaves the other.
     """
 
     NAMES = ("queries", *KINDS, "bytes")
 
-    def __init__(self, path: Path):
-        """Goes on with the counts of the file `path`, from 0 where there is none. UsageError where it is another kind of file."""
-        size = 8 * len(self.NAMES)
-        if path.exists() and path.stat().st_size != size:
-            raise UsageError(
-                f"{path} has {path.stat().st_size} bytes, not {size}: it does not hold counts of queries; move it away and run again"
-            )
-        self.values = np.memmap(path, np.int64, "r+" if path.exists() else "w+", shape=(len(self.NAMES),))
+    def __init__(self, path: Path, fresh: bool = False, before: Callable[[], None] | None = None):
+        """Goes on with the counts of the file `path`, from 0 where there is none or `fresh`. before: called before the file is made.
+
+        UsageError where it is damaged, or another kind of file.
+        """
+        self.path, self.before, self.copies, self.now = path, before, None, np.zeros(len(self.NAMES), np.int64)
+        if not fresh and path.exists():
+            check_regular(path)
+            self.open("r+")
+
+    def open(self, mode: str) -> None:
+        """Maps the file into memory, and reads the newer copy."""
+        shape = (2, len(self.NAMES) + 1)
+        if mode == "r+" and self.path.stat().st_size != 8 * math.prod(shape):
+            size = f"{self.path.stat().st_size} bytes, not {8 * math.prod(shape)}"
+            raise UsageError(f"{self.path} has {size}: it does not hold counts of queries; move it away and run again")
+        self.copies = np.memmap(self.path, np.int64, mode, shape=shape)
+        whole = {i: copy[:-1] for i, copy in enumerate(self.copies) if copy[-1] == self.checksum(copy[:-1])}
+        if not whole and self.copies.any():
+            raise UsageError(f"{self.path} is damaged: its counts of queries are lost; move it away, and run again with --overwrite")
+        newest = max(whole, key=lambda i: whole[i][0], default=None)
+        self.now, self.next = (self.now, 0) if newest is None else (whole[newest].copy(), 1 - newest)
+
+    @staticmethod
+    def checksum(counts: np.ndarray) -> int:
+        """Of one copy."""
+        return zlib.crc32(counts.tobytes(), 1)
 
     def add(self, counts: dict[str, int]) -> None:
         """Adds counts by name."""
+        if self.copies is None:
+            if self.before:
+                self.before()
+            self.open("w+")
         for name, n in counts.items():
-            self.values[self.NAMES.index(name)] += n
+            self.now[self.NAMES.index(name)] += n
+        self.copies[self.next] = *self.now, self.checksum(self.now)
+        self.next = 1 - self.next
 
     def counts(self) -> dict[str, int]:
         """All counts by name."""
-        return dict(zip(self.NAMES, self.values.tolist(), strict=True))
+        return dict(zip(self.NAMES, self.now.tolist(), strict=True))
 
 
 class Renormalised(nn.Module):

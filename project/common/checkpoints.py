@@ -26,7 +26,7 @@ from .datasets.pictures import exact_grey
 from .gan import Generator
 from .models import build
 from .options import Base, flags
-from .utils import holding, net_name, run_folder
+from .utils import check_regular, checked, digest, holding, net_name, run_folder
 from .weights import StateDict, find_state, matched, what_it_is
 
 
@@ -46,10 +46,10 @@ for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
 # ---- reading
 
 
-def read(path: Path | str, *keys: str) -> dict:
+def read(path: Path | str, **kinds: type | tuple[type, ...]) -> dict:
     """The content of a file of torch.save: tensors and plain values; nothing in it is ever executed.
 
-    keys: what it must hold. UsageError, in one line, where it cannot be read or lacks one.
+    kinds: the type of what it must hold under each key. UsageError, in one line, where it cannot be read, is damaged or lacks one.
     """
     try:
         check_kind(path)
@@ -68,7 +68,11 @@ def read(path: Path | str, *keys: str) -> dict:
         raise UsageError(
             f"{path} is not a readable checkpoint ({reason}); it is truncated, or another kind of file: make it anew"
         ) from None
-    return holding(keys, content, path)
+    if kinds:
+        holding(content, path, **kinds)
+    if isinstance(content, dict) and re.fullmatch("[0-9a-f]{16}", str(content.get("checksum"))):
+        return checked(content, digest({k: v for k, v in content.items() if k != "checksum"}), path)
+    return content
 
 
 def check_kind(path: Path | str) -> None:
@@ -76,6 +80,7 @@ def check_kind(path: Path | str) -> None:
     if Path(path).is_dir():
         there = sorted(p.name for p in Path(path).iterdir() if p.suffix in (".pt", ".pth", ".safetensors", ".bin"))
         raise UsageError(f"{path} is a folder; give a file of it{': ' if there else ''}{', '.join(there[:5])}")
+    check_regular(path)
     start = b""
     if Path(path).is_file():
         with open(path, "rb") as f:
@@ -86,6 +91,8 @@ def check_kind(path: Path | str) -> None:
         with zipfile.ZipFile(path) as z:
             if any(n.endswith("constants.pkl") for n in z.namelist()):
                 raise UsageError(f"{path} is a TorchScript program, which is not run; save model.state_dict() instead")
+            if damaged := z.testzip():  # torch does not look at the entries' checksums
+                raise UsageError(f"{path} is damaged: the checksum of its entry {damaged} differs; bring a copy back, or make it anew")
 
 
 def read_weights(path: Path | str, key: str = "") -> tuple[StateDict, dict]:

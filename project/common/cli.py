@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 def cli(main: Callable[[], object]) -> None:
     """Runs a script's `main`; its errors become one line on stderr and an exit status: 2 bad usage, 1 a failed run."""
-    with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
@@ -147,8 +147,9 @@ def begin() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
-    sys.excepthook = last_answer
-    signal.signal(signal.SIGINT, leave_at_once)
+    sys.excepthook, threading.excepthook = last_answer, lambda e: complain(explained(e.exc_value), 1)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a shell's `&` starts
+        signal.signal(signal.SIGINT, leave_at_once)
     if os.environ.get(PARENT):
         threading.Thread(target=end_with_parent, daemon=True).start()
 

@@ -6,20 +6,19 @@ A class that overrides an option by a plain default, `lr: float = 0.02`, keeps t
 import argparse
 import difflib
 import inspect
-import math
-import operator
 import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+from .blackbox import rank
 from .cli import UsageError
 from .utils import run_name
+from .values import BOUNDS, check, interval, normalisation, real, short, whole
 
 MAX_SEED = 2**32 - 1
 GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
-BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
 def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] | None = None, **bounds: float) -> Any:
@@ -72,8 +71,15 @@ class RunOptions:
         """{option: value} that follow from other options, for those that the command line does not give."""
         return {}
 
+    def fixed_length(self) -> str:
+        """Why a run with more --epochs would have begun otherwise, so that --extend cannot train it further; empty where it can."""
+        return ""
+
     def validate(self) -> None:
         """UsageError for options that do not go together, before anything is read or bought."""
+        for name in ("data_dir", "checkpoints_dir", "logs_dir"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is empty; name a folder, or leave the option out for {getattr(RunOptions, name)}/")
 
 
 @dataclass
@@ -91,15 +97,15 @@ class DataOptions(RunOptions):
         "none", "augmentation: random crop (crop), crop and flip (crop_flip), random resized crop (resized_crop), AutoAugment (auto)"
     )
     zoom: bool = opt(False, "evaluate on the central 7/8 of each image, enlarged to full size, as timm does")
-    lamda: float = opt(0.1, "fraction of the training set that is used (class-balanced; the subset depends on --seed only)", gt=0, le=1)
-    val: float = opt(0.0, "fraction of the training set that is held out and evaluated instead of the test set", ge=0, lt=1)
+    lamda: float = opt(0.1, "fraction of the training set that is used (class-balanced; the subset depends on --seed only)", ge=1e-6, le=1)
+    val: float = opt(0.0, "fraction of the training set that is held out and evaluated instead of the test set", ge=0, le=0.9)
 
     def validate(self) -> None:
         super().validate()
         if self.channels == 2:
             raise UsageError("--channels 2: there are 1 (grey), 3 (colour) and 0 (as the data set has)")
-        if self.normalize != "dataset":  # words and numbers; whether these are as many as the channels is seen with the data
-            normalisation(self.normalize, 3 if self.normalize.count(",") == 5 else 1, "--normalize")
+        if self.normalize != "dataset":
+            check_normalisation(self.normalize, "--normalize")
 
 
 @dataclass
@@ -125,6 +131,11 @@ class Base(DataOptions):
     lr_min: float = opt(0.0, "learning rate at the end of the cosine schedule", ge=0)
     eval_every: int = opt(1, "number of epochs between evaluations; the last epoch is always evaluated", ge=1)
 
+    def validate(self) -> None:
+        super().validate()
+        if self.nesterov and not self.momentum:
+            raise UsageError("--nesterov with --momentum 0: it needs a momentum above 0; use --momentum 0.9, or --no_nesterov")
+
 
 @dataclass
 class TeacherOptions(Base):
@@ -145,6 +156,12 @@ class TeacherOptions(Base):
     )
     query_budget: int = opt(0, "maximum number of queries to the teacher; 0: no limit", ge=0)
     private: str = opt("", "data set of the private and the test images, if it differs from the teacher's (--dataset)")
+
+    def validate(self) -> None:
+        super().validate()
+        rank(self.response)
+        if self.teacher_normalize:
+            check_normalisation(self.teacher_normalize, "--teacher_normalize")
 
     def teacher_checkpoint(self) -> tuple[str, str]:
         """(the script that the teacher is of, the name under which that saves it)."""
@@ -175,26 +192,9 @@ class TransferOptions(StudentOptions):
             raise UsageError(f"--cache keeps answers to views that can be counted: use --augment crop or crop_flip, not {self.augment}")
 
 
-NORMALISATIONS = {  # name: (mean, std) of a grey image and of the channels of a colour image, for pixels in [0, 1]
-    "half": (((0.5,), (0.5,)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
-    "unit": (((0.0,), (1.0,)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
-    "imagenet": (((0.449,), (0.226,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
-}
-
-
-def normalisation(value: str, channels: int, option: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel that an option's value names: half, unit, imagenet, or numbers; UsageError for anything else."""
-    if value in NORMALISATIONS:
-        return NORMALISATIONS[value][channels != 1]
-    try:
-        numbers = [float(v) for v in value.split(",")]
-    except ValueError:
-        numbers = []
-    n = len(numbers) // 2
-    if len(numbers) not in (2, 2 * channels) or not all(math.isfinite(v) for v in numbers) or min(numbers[n:]) <= 0:
-        what = f"{', '.join(NORMALISATIONS)}, or mean and std above 0 ({' or '.join(map(str, sorted({2, 2 * channels})))} numbers)"
-        raise UsageError(f"{option} {value}: there are {what}")
-    return tuple(numbers[:n] * (channels // n)), tuple(numbers[n:] * (channels // n))
+def check_normalisation(value: str, option: str) -> None:
+    """UsageError for a value of no kind; whether the numbers are as many as the channels is seen with the data."""
+    normalisation(value, 3 if value.count(",") == 5 else 1, option)
 
 
 # ---- the command line
@@ -221,11 +221,18 @@ class Joined(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: list[str], namespace: argparse.Namespace | None = None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, which takes the value `--` for the end of the options and leaves a list in its place."""
+        if dashes := next((a for a in args if a == "--" or a.partition("=")[2] == "--"), ""):
+            self.error(f"{short(dashes)}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> None:
         """One line; for an unknown option the nearest there is."""
-        if unknown := re.match(r"unrecognized arguments: (--\w+)", message):
+        if unknown := re.match(r"unrecognized arguments: (--\w{,99})", message):
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
+        message = re.sub(r"\S{99,}", lambda m: f"{m[0][:40]}...{m[0][-20:]}", " ".join(message.split()))
         raise UsageError(f"{message}; for all options run: python {self.prog} --help")
 
 
@@ -240,13 +247,19 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     given = vars(parser_of(cls, options, script, epilog).parse_args(argv))
     given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
+    check_all(args, options)  # before presets, which look names up
     for name, value in args.presets().items():
         if name not in given:
             setattr(args, name, value)
-    for name, about in options.items():
-        check(name, getattr(args, name), about["bounds"])
+    check_all(args, options)
     args.validate()
     return args
+
+
+def check_all(args: RunOptions, options: dict[str, dict]) -> None:
+    """UsageError for a value that `check` refuses; options: of `described`."""
+    for name, about in options.items():
+        check(name, getattr(args, name), about["bounds"])
 
 
 def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epilog: str) -> Parser:
@@ -270,25 +283,9 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
         if f.name == "milestones":  # the released code's spelling: 80 160
             add(*names, nargs="+", action=Joined, metavar="TEXT", help=text)
             continue
-        kind, metavar = (str, None) if choices else (f.type, {int: "N", float: "X"}.get(f.type, "TEXT"))
+        kind, metavar = (str, None) if choices else {int: (whole, "N"), float: (real, "X")}.get(f.type, (str, "TEXT"))
         add(*names, type=kind, choices=choices, metavar=metavar, help=text)
     return parser
-
-
-def interval(bounds: dict[str, float]) -> str:
-    """`in (0, 1]`"""
-    low = next((bounds[k] for k in ("gt", "ge") if k in bounds), "-inf")
-    high = next((bounds[k] for k in ("lt", "le") if k in bounds), "inf")
-    return f"in {'[' if 'ge' in bounds else '('}{low}, {high}{']' if 'le' in bounds else ')'}"
-
-
-def check(name: str, value: Any, bounds: dict[str, float]) -> None:
-    """UsageError where a number lies outside of its bounds, or is none."""
-    tests = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not finite or not all(tests[k](value, bound) for k, bound in bounds.items()):
-        allowed = " and ".join(f"{BOUNDS[k]} {bound}" for k, bound in bounds.items()) or "a finite number"
-        raise UsageError(f"--{name} {value}: it must be {allowed}")
 
 
 # ---- options as a result keeps them

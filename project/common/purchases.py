@@ -1,94 +1,24 @@
-"""The queries of a run, and the answers it buys once and keeps. A transfer set is a safetensors file that grows as answers are bought.
+"""The queries of a run, and the answers it buys once and keeps in a transfer set."""
 
-Columns of a transfer set, a row an image:
-  index     (N,) rows of the data set's training images; or (N, 2), two rows of them, mixed with
-  weight    (N,) weight * first + (1 - weight) * second
-  images    (N, C, H, W) float32 as the net sees them, instead of index: a generator's
-  answers   (N, K) float32, what BlackBox gives: logits up to a constant of each row, or the one-hot vector of a class
-  others    a row an image too, made of further queries: distances to decision boundaries and what they took, (N, K, budgets)
-The metadata's one entry, `transfer`, is JSON: data set, response, teacher's identity, counts of queries, options; `made`: those options
-that each of the other columns was made with.
-"""
-
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import BlackBox, Remembered
-from .checkpoints import holding, identity, read
-from .cli import UsageError, say
+from .checkpoints import identity, read
+from .cli import UsageError, allocating, say
 from .datasets import Data, Images
+from .earlier import data_changes
 from .measures import infer
 from .options import Base, settings
-from .record import Record, data_changes
+from .record import Record
 from .training import Stop
-from .utils import atomic, save
-
-Columns = dict[str, Tensor]
-
-
-class Transfer:
-    """columns: {name: tensor on the CPU}. about: the metadata's dictionary. ends: where each purchase ends.
-
-    A column that is shorter than the others is being bought; `fill` goes on with it.
-    """
-
-    ABOUT = ("dataset", "images", "val", "response", "teacher", "classes", "ends", "counts", "own", "options", "sources")
-
-    def __init__(self, path: Path):
-        """The file's content, or an empty set where there is no file. UsageError where it is cut off or of another kind."""
-        self.path, self.columns, self.about, self.ends, self.made = path, {}, {}, [], {}
-        if not path.exists():
-            return
-        try:
-            with safe_open(path, "pt") as f:
-                self.columns = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  no dictionary
-                self.about = json.loads((f.metadata() or {}).get("transfer", "{}"))
-        except (SafetensorError, ValueError, OSError) as e:
-            raise UsageError(f"{path} is not a readable transfer set ({e}); it is truncated, or another kind of file") from None
-        self.ends, self.made = holding(self.ABOUT, self.about, path)["ends"], self.about.get("made", {})
-
-    def __len__(self):
-        return self.ends[-1] if self.ends else 0
-
-    def add_rows(self, columns: Columns) -> None:
-        """Adds rows that are to be asked about; UsageError where they are of another kind than those there."""
-        if mine := {k: v for k, v in self.columns.items() if k in ("index", "weight", "images")}:
-            if "weight" in columns and mine.keys() == {"index"}:  # whole images among mixes
-                mine = {"index": torch.stack([mine["index"]] * 2, 1), "weight": torch.ones(len(mine["index"]))}
-            if {k: v.shape[1:] for k, v in mine.items()} != {k: v.shape[1:] for k, v in columns.items()}:
-                raise UsageError(f"{self.path} holds {' and '.join(mine)}, to which this method cannot add; run it without --transfer")
-            columns = {k: torch.cat([mine[k], v.cpu()]) for k, v in columns.items()}
-        self.columns |= {k: v.cpu() for k, v in columns.items()}
-        self.ends.append(len(next(iter(columns.values()))))
-
-    def fill(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Iterator[int]:
-        """Completes `stop` rows of the columns that `make(rows)` gives, {name: values}, `name` among them, for `size` rows at most; rows
-        holds the other columns, and the rows' numbers as `row`. Yields after each call."""
-        for at in range(len(self.columns.get(name, ())), stop, size):
-            end = min(at + size, stop)
-            rows = {k: v[at:end] for k, v in self.columns.items() if len(v) >= end}
-            for k, new in make(rows | {"row": torch.arange(at, end)}).items():
-                self.columns[k] = torch.cat([self.columns[k], new.cpu()]) if at else new.cpu()
-            yield end
-
-    def whole(self) -> Columns:
-        """{column: the rows of it for which there is an answer}"""
-        n = len(self.columns.get("answers", ()))
-        return {k: v[:n] for k, v in self.columns.items() if len(v) >= n}
-
-    def save(self, about: dict) -> None:
-        self.about = about | {"ends": self.ends}
-        content = as_bytes({k: v.contiguous() for k, v in self.columns.items()}, {"transfer": json.dumps(self.about)})
-        with atomic(self.path) as f:
-            f.write(content)
+from .transfer import Columns, Transfer
+from .utils import save
 
 
 class Purchases:
@@ -115,6 +45,7 @@ class Purchases:
         given = self.take(Path(args.transfer)) if args.transfer else None
         name = given["dataset"] if given else args.pool or data.name
         self.source = data if name == data.name else load(name)
+        self.check_images()
         if given and (changed := data_changes(given.get("data") or self.source.identity(), self.source.identity())):
             raise UsageError(f"{args.transfer} was bought for other images of {name}: {'; '.join(changed)}; buy answers anew")
         self.queryable = private if self.source is data else self.source.train
@@ -136,6 +67,13 @@ class Purchases:
             own.ends, own.made = [len(own.columns["answers"])], given.made
         say(f"{path}: {own.ends[0]:,} answers bought before")
         return given.about
+
+    def check_images(self) -> None:
+        """UsageError where the transfer set holds images of another shape than this run's."""
+        images = self.transfer.columns.get("images")
+        if images is not None and tuple(images.shape[1:]) != tuple(self.data.shape):
+            shape, here = ("x".join(map(str, s)) for s in (images.shape[1:], self.data.shape))
+            raise UsageError(f"{self.transfer.path} holds images of {shape}, this run's are {here}; buy answers anew")
 
     # ---- counts
 
@@ -194,7 +132,8 @@ class Purchases:
             )
         self.number += 1
         if len(t.ends) < self.number:
-            t.add_rows(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.number)))
+            with allocating("the images to ask about", "--queries", "--query_budget", "--img_size"):
+                t.add_rows(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.number)))
         stop = t.ends[self.number - 1]
         return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
 
@@ -216,6 +155,7 @@ class Purchases:
                 say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
                 printed = time.monotonic()
             self.teacher.check_finite()
+            self.record.claim()
             t.save(about | {"made": t.made, "own": self.teacher.state_dict(), "counts": self.total_counts()})
             if self.stop.requested:
                 self.stop.leave()
@@ -223,10 +163,11 @@ class Purchases:
 
     def keep(self, name: str, make: Callable[[], dict]) -> dict:
         """The tensors {name: ...} that make() gives, made once: they stay in the run's folder as NAME.pt, with the queries they took."""
+        self.record.claim()
         path = self.record.folder / f"{name}.pt"
         if not path.exists():
             save(path, {"kept": make(), "counts": self.teacher.state_dict()})
-        content = read(path, "kept", "counts")
+        content = read(path, kept=dict, counts=dict)
         self.resume_counts(content["counts"])
         return content["kept"]
 

@@ -1,38 +1,37 @@
 """What a run leaves on disk and takes up again: its folders, state, log and result."""
 
-import fcntl
+import copy
 import json
-import os
-import platform
-import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn as nn
-import torchvision
+from filelock import FileLock, Timeout
 
+from .board import Board
 from .checkpoints import identity, read, read_weights
-from .cli import Finished, RunError, UsageError, say
+from .cli import Finished, RunError, UsageError, keep_tracebacks, say
+from .devices import rng_state, set_rng_state, versions
+from .earlier import aside_of, data_changes, delete, finished_result
 from .options import Base, dataset_tag, differences, run_name_of, settings
-from .utils import read_json, run_folder, save, save_json, save_text
+from .schedule import lr_at, milestones
+from .utils import remove_remains, run_folder, save, save_json, save_text
 from .weights import StateDict
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
+LOCK_WAIT = 5.0  # seconds; the processes of a killed run that read data hold its lock a moment longer
+WORTH = ("result.json", "state.pt", "transfer.safetensors")  # a run without any of them has saved nothing
+STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": list, "seconds": float, "options": dict, "sources": dict}
 
 
 class Record:
     """What one run leaves on disk.
 
     folder: checkpoints/<script>/<data set>/<nets>/seed<k>; logs: the same under logs/. rows: the log so far. sources: {file that the run is
-    made from: its identity}. best: the best accuracy so far, in percent.
+    made from: its identity}. best: the best accuracy so far, in percent. Finished where the run is finished, UsageError where the folder
+    holds another one.
     """
 
     def __init__(self, script: str, args: Base):
@@ -41,15 +40,21 @@ class Record:
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.monotonic(), 0.0
         self.name = run_name_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"
-        self.open_folders()
-
-    def open_folders(self) -> None:
-        """Makes both folders, and locks them for this process; empties them where --overwrite says so."""
-        a, roots = self.args, (self.args.checkpoints_dir, self.args.logs_dir)
-        if a.dry_run:
+        roots = (args.checkpoints_dir, args.logs_dir)
+        if args.dry_run:
             self.temporary = tempfile.TemporaryDirectory(prefix="dry_run_")
             roots = (f"{self.temporary.name}/checkpoints", f"{self.temporary.name}/logs")
-        self.folder, self.logs = (run_folder(root, self.script, dataset_tag(a), self.name, a.seed) for root in roots)
+        self.folder, self.logs = (run_folder(root, script, dataset_tag(args), self.name, args.seed) for root in roots)
+        self.claimed = not args.overwrite  # whether the folder is this run's
+        if args.overwrite:
+            self.refuse_inputs_inside()
+        elif result := finished_result(self.folder):  # before anything is written: the folder may be read-only
+            self.take_result(result)
+        self.open_folders()
+        self.board = Board(self.logs)
+
+    def open_folders(self) -> None:
+        """Makes both folders, and locks them for this process."""
         for folder in (self.folder, self.logs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,38 +62,101 @@ class Record:
             except OSError as e:
                 hint = "name other folders with --checkpoints_dir and --logs_dir"
                 raise UsageError(f"cannot write in {folder} ({e.strerror}); {hint}") from None
-        self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held until the process ends
+        self.lock = FileLock(self.folder / ".lock", is_singleton=True)  # held until the process ends
         try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self.lock.acquire(timeout=LOCK_WAIT)
+        except Timeout:
             raise UsageError(f"another process is running this run ({self.folder}); wait for it, or give --tag NAME") from None
-        if a.overwrite and a.transfer and Path(a.transfer).resolve().parent == self.folder.resolve():
-            raise UsageError(f"--transfer {a.transfer} lies in the folder that --overwrite would empty; give --tag NAME instead")
-        if a.overwrite:
-            for path in [*self.folder.iterdir(), *self.logs.iterdir()]:
-                if path.name not in (".lock", "output.log"):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_remains(self.folder)
+        if not self.args.dry_run:
+            keep_tracebacks(self.logs)
+
+    # ---- an earlier run in the folder
+
+    def refuse_inputs_inside(self) -> None:
+        """UsageError where an option names a file in the folder that --overwrite would empty."""
+        for name, value in settings(self.args).items():
+            paths = {value, value.removeprefix("folder:"), value.removeprefix("py:").rpartition(":")[0]} if isinstance(value, str) else ()
+            for path in (Path(p).resolve() for p in paths if p):
+                if path.exists() and {self.folder.resolve(), self.logs.resolve()} & {path, *path.parents}:
+                    raise UsageError(f"--{name} {value} lies in {self.folder}, which --overwrite empties; give --tag NAME instead")
+
+    def claim(self) -> None:
+        """To be called before the first file is written: with --overwrite, moves the files of the earlier run to seed<k>.before."""
+        if self.claimed:
+            return
+        self.claimed = True
+        for folder in (self.folder, self.logs):
+            aside, worth = (
+                aside_of(folder),
+                any((self.folder / name).exists() for name in ("result.json", "state.pt", "transfer.safetensors")),
+            )
+            entries = [path for path in folder.iterdir() if path.name not in (".lock", "output.log")]
+            if aside.exists() and not worth:  # what lies aside is the last run that has saved anything
+                for path in entries:
+                    delete(path)
+                continue
+            delete(aside)
+            for path in entries:
+                aside.mkdir(exist_ok=True)
+                path.rename(aside / path.name)
+        if aside_of(self.folder).exists():
+            say(f"the earlier run is kept in {aside_of(self.folder)} until this one has saved an epoch")
+
+    def forget_earlier(self) -> None:
+        """Deletes what `claim` has set aside."""
+        for folder in (self.folder, self.logs):
+            delete(aside_of(folder))
+
+    def extends(self, then: dict) -> bool:
+        """Whether this run trains an earlier one further: --extend with more epochs."""
+        return self.args.extend and self.args.epochs > then["options"].get("epochs", self.args.epochs)
+
+    def take_result(self, result: dict) -> None:
+        """Finished, or UsageError where the result in the folder is of another run; returns where this run extends it."""
+        self.compare(result)
+        if not self.extends(result):
+            raise Finished(result)
+        if not (self.folder / "state.pt").exists():
+            raise UsageError(f"--extend: {self.folder} has no state.pt of its last epoch; --overwrite starts anew")
 
     def take_up(self, bought: dict) -> None:
-        """Takes the state of a run that was cut short; Finished where it is finished, UsageError where it was another run.
+        """Takes the state of a run that was cut short, or that this one extends; UsageError where it was another run.
 
         bought: what the run's transfer set says about itself, empty where there is none.
         """
-        result = read_json(self.folder / "result.json", "options", "sources", "line")
-        if not result and (self.folder / "state.pt").exists():
-            self.state = read(self.folder / "state.pt", "options", "sources", "epoch", "objects", "rng", "rows")
-        self.before = before = result or self.state or bought
-        if not before:
-            return
-        changed = differences(self.args, before["options"])
-        changed += [
-            f"{path} (changed since)" for path, known in before["sources"].items() if Path(path).exists() and identity(path) != known
-        ]
+        path = self.folder / "state.pt"
+        if self.claimed and path.exists():
+            self.state = read(path, **STATE)
+        self.before = self.state or bought
+        if self.before:
+            self.compare(self.before)
+        if self.state and self.extends(self.state):
+            self.check_schedule(self.state)
+
+    def compare(self, then: dict) -> None:
+        """UsageError where the options or the source files of this run are not those of an earlier one."""
+        free = {"epochs", "milestones"} if self.extends(then) else set()
+        changed = differences(self.args, {k: v for k, v in then["options"].items() if k not in free})
+        changed += [f"{path} (changed since)" for path, known in then["sources"].items() if Path(path).exists() and identity(path) != known]
         if changed:
+            longer = " (--extend trains it further)" if [c.split()[0] for c in changed] == ["--epochs"] else ""
             hint = "give --tag NAME to run beside it, or --overwrite to start anew"
-            raise UsageError(f"{self.folder} holds a run with {', '.join(changed)}; {hint}")
-        if result:
-            raise Finished(result)
+            raise UsageError(f"{self.folder} holds a run with {', '.join(changed)}{longer}; {hint}")
+
+    def check_schedule(self, state: dict) -> None:
+        """UsageError where the epochs that are done would have been others with the options of today."""
+        if reason := self.args.fixed_length():
+            raise UsageError(f"--extend: {reason}; give --tag NAME to run beside it")
+        then = copy.copy(self.args)
+        vars(then).update({k: v for k, v in state["options"].items() if k in ("epochs", "milestones")})
+        for epoch in range(1, state["epoch"] + 1):
+            now, was = lr_at(self.args, epoch), lr_at(then, epoch)
+            if now != was:
+                what = f"with --epochs {self.args.epochs} the learning rate of epoch {epoch} would have been {now:g}, and it was {was:g}"
+                given = ",".join(map(str, milestones(then)))
+                hint = f"give --milestones {given}" if then.schedule == "multistep" else "a cosine schedule cannot be extended"
+                raise UsageError(f"--extend: {what} (its schedule depends on --epochs); {hint}, or --tag NAME to run beside it")
 
     def check_data(self, identity: dict) -> None:
         """UsageError where the data are not those with which the run began; identity: of Data, noted in all that the run writes."""
@@ -112,9 +180,11 @@ class Record:
         """Saves all that has a state, unless the last save is hardly older than an epoch; `force` saves in any case."""
         if not force and time.monotonic() - self.saved_at < SAVE_EVERY:
             return
+        self.claim()
         kept = {"epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}
         kept |= {"rng": rng_state(device), "rows": self.rows, "best": self.best, "seconds": self.seconds()}
         save(self.folder / "state.pt", kept | {"options": settings(self.args), "sources": self.sources, "data": self.data})
+        self.forget_earlier()
         self.saved_epoch, self.saved_at = epoch, time.monotonic()
 
     def resume(self, done: int, until: int, objects: dict, device: torch.device) -> int:
@@ -124,9 +194,13 @@ class Record:
             return done
         if state["epoch"] > until:
             return until
-        for name, o in objects.items():
-            o.load_state_dict(state["objects"][name])
-        set_rng_state(state["rng"], device)
+        path = self.folder / "state.pt"
+        try:
+            for name, o in objects.items():
+                o.load_state_dict(state["objects"][name])
+            set_rng_state(state["rng"], device)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as e:
+            raise UsageError(f"{path} does not fit this run ({type(e).__name__}: {str(e).splitlines()[0]}); --overwrite starts anew") from e
         self.rows, self.best, self.earlier, self.saved_epoch = state["rows"], state["best"], state["seconds"], state["epoch"]
         save_text(self.logs / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         say(f"goes on after epoch {self.saved_epoch} of {self.args.epochs}")
@@ -134,10 +208,12 @@ class Record:
 
     # ---- log
 
-    def log(self, row: dict) -> None:
-        """One epoch's numbers: a line of log.jsonl, a point of each of TensorBoard's curves."""
-        if "accuracy" in row:
-            self.best = max(self.best or 0.0, row["accuracy"])
+    def log(self, row: dict) -> bool:
+        """One epoch's numbers: a line of log.jsonl, a point of each of TensorBoard's curves. Whether its accuracy is the best so far."""
+        self.claim()
+        improved = "accuracy" in row and (self.best is None or row["accuracy"] > self.best)
+        if improved:
+            self.best = row["accuracy"]
         self.rows.append(row)
         path = self.logs / "log.jsonl"
         try:
@@ -147,16 +223,8 @@ class Record:
             raise RunError(f"could not write {path} ({e.strerror}); the same command goes on from the last saved epoch") from None
         for name, value in row.items():
             if not isinstance(value, list):
-                self.board.add_scalar(name, value, row["epoch"])
-
-    @property
-    def board(self) -> "SummaryWriter":
-        """TensorBoard's writer, opened at its first use; points after the saved epoch are cut off."""
-        if not hasattr(self, "_board"):
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._board = SummaryWriter(self.logs, purge_step=self.rows[-1]["epoch"] if self.rows else 0)
-        return self._board
+                self.board.scalar(name, value, row["epoch"])
+        return improved
 
     def seconds(self) -> float:
         """How long the run has taken, with its earlier parts."""
@@ -166,14 +234,17 @@ class Record:
 
     def finish(self, nets: dict[str, nn.Module], meta: dict, summary: str, result: dict) -> dict:
         """Writes each net as NAME.pt with `meta`, then result.json, which says that the run is finished."""
+        self.claim()
         for name, net in nets.items():
-            save(self.folder / f"{name}.pt", {"model": {k: v.contiguous() for k, v in net.state_dict().items()}, "meta": meta})
+            self.save_net(name, net, meta)
+        files = [path for name in (*nets, "best") if (path := self.folder / f"{name}.pt").exists()]
         result = {
             "line": f"{summary} -> {self.folder}",
             "script": self.script,
             "dataset": self.args.dataset,
             "seed": self.args.seed,
             "best": self.best,
+            "files": {path.name: identity(path) for path in files},
             **result,
         }
         result |= {"seconds": round(self.seconds(), 1), "versions": versions()}
@@ -183,53 +254,11 @@ class Record:
             say(f"{self.title}: a dry run went through; nothing is kept")
         else:
             save_json(self.folder / "result.json", result)
-            (self.folder / "state.pt").unlink(missing_ok=True)
+            self.forget_earlier()
             say(result["line"])
-        self.lock.close()
+        self.lock.release(force=True)
         return result
 
-
-def data_changes(then: dict, now: dict) -> list[str]:
-    """What two identities of a data set (Data.identity) have otherwise, a phrase each; nothing where one does not know."""
-    found = []
-    if then["names"] != now["names"]:
-        found.append(f"classes {', '.join(then['names'])} (now {', '.join(now['names'])})")
-    for part in ("train", "test"):
-        a, b = then[part], now[part]
-        if a["hash"] and b["hash"] and a["hash"] != b["hash"]:
-            more = (
-                f"{a['images']:,} images (now {b['images']:,})"
-                if a["images"] != b["images"]
-                else f"other images of the same number ({a['images']:,})"
-            )
-            found.append(f"{part} set: {more}")
-    found += [f"{k} {then[k]} (now {now[k]})" for k in ("mean", "std", "crop_from") if then[k] != now[k]]
-    return found
-
-
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The state of torch's random numbers, of the CPU and of a GPU."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts back what `rng_state` gave."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and packages, and the git commit."""
-    found = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-    }
-    try:
-        git = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    return found | {"commit": commit or "unknown"}
+    def save_net(self, name: str, net: nn.Module, meta: dict) -> None:
+        """Saves a net's weights as NAME.pt, with `meta`."""
+        save(self.folder / f"{name}.pt", {"model": {k: v.contiguous() for k, v in net.state_dict().items()}, "meta": meta})

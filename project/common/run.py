@@ -23,10 +23,12 @@ from .measures import copying, infer, percent, quality
 from .models import MODELS, build, canonical
 from .models.base import Classifier
 from .options import Base, dataset_tag, normalisation, parse
-from .purchases import Columns, Purchases, Transfer, resident
+from .purchases import Purchases, resident
 from .record import Record
+from .schedule import milestones
 from .teachers import AbsentTeacher, OwnTeacher, check_teacher, near_chance, teacher_normalisation
-from .training import Stop, Training, command_of, milestones
+from .training import Stop, Training, command_of
+from .transfer import Columns, Transfer
 from .weights import StateDict
 
 
@@ -57,7 +59,7 @@ class Run:
         milestones(args)
         self.device, self.command, self.notes, self.summary_parts = device_of(args), command_of(path, argv), {}, []
         self.record = Record(file.stem, args)
-        transfer = Transfer(self.record.folder / "transfer.safetensors")
+        transfer = Transfer(self.record.folder / "transfer.safetensors", fresh=args.overwrite)
         self.record.take_up(transfer.about)
         stop = Stop(self.record, self.command)
         teacher_content = self.find_teacher() if args.teacher else None
@@ -73,9 +75,10 @@ class Run:
         if args.compile and self.student:
             self.student.compile()
         if self.teacher:
-            self.teacher.ledger, self.teacher.stop = Ledger(self.record.folder / "queries"), stop.check
+            self.teacher.ledger = Ledger(self.record.folder / "queries", fresh=args.overwrite, before=self.record.claim)
+            self.teacher.stop = stop.check
         self.purchases = Purchases(args, self.record, transfer, self.data, self.private, self.teacher, stop, self.load)
-        self.training = Training(args, self.device, self.record, self.teacher, stop)
+        self.training = Training(args, self.device, self.record, self.teacher, stop, self.save_best if args.val and self.student else None)
         used = f"{len(self.private):,} of {len(self.data.train):,} training images" if args.DATA else "no training image"
         say(f"{self.record.title}: {used}; {device_name(self.device)}")
 
@@ -255,6 +258,7 @@ class Run:
         """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""
         few = torch.randperm(len(self.private), generator=torch.Generator().manual_seed(0))[: min(5000, 2**28 // x[0].numel())]
         own = self.infer(lambda own: own, self.private.subset(few))
+        self.record.claim()
         x, own = (images * self.data.std + self.data.mean for images in (x, own))
         self.notes["copying"] = copying(x, own, self.record.logs / "copying.png")
 
@@ -262,7 +266,7 @@ class Run:
 
     def finish(self, **nets: nn.Module) -> dict:
         """Saves what was trained, each net as NAME.pt (the student by default), and result.json, which it returns; prints a summary."""
-        a, data, rows = self.args, self.data, self.record.rows
+        a, rows = self.args, self.record.rows
         last = next((r for r in reversed(rows) if "accuracy" in r), {})
         total, own = self.purchases.total_counts(), dict(self.teacher.counts) if self.teacher else {}
         billed = self.teacher.billed() if self.teacher else {}
@@ -289,13 +293,22 @@ class Run:
         }
         result |= {"needs": a.NEEDS, **self.notes, "command": self.command}
         nets = nets or ({"student": self.student} if self.student else {})
-        meta = {"script": self.record.script, "dataset": dataset_tag(a), "shape": list(data.shape), "classes": data.classes}
-        meta |= {"data": self.record.data, "normalize": a.normalize, "lamda": a.lamda, "model": a.model, "counts": billed}
-        meta |= {"teacher": self.teacher.identity} if self.teacher else {}
-        for net in nets.values():
-            meta |= meta_of(net)
         self.training.stop.restore()
-        return self.record.finish(nets, meta, f"{self.record.title}: {', '.join(summary)}", result)
+        return self.record.finish(nets, self.meta(*nets.values()), f"{self.record.title}: {', '.join(summary)}", result)
+
+    def meta(self, *nets: nn.Module) -> dict:
+        """What the file of a net says about itself."""
+        a, data = self.args, self.data
+        meta = {"script": self.record.script, "dataset": dataset_tag(a), "shape": list(data.shape), "classes": data.classes}
+        meta |= {"data": self.record.data, "normalize": a.normalize, "lamda": a.lamda, "model": a.model}
+        meta |= {"counts": self.teacher.billed(), "teacher": self.teacher.identity} if self.teacher else {"counts": {}}
+        for net in nets:
+            meta |= meta_of(net)
+        return meta
+
+    def save_best(self) -> None:
+        """Saves the student as best.pt, for the best epoch so far on held-out images."""
+        self.record.save_net("best", self.student, self.meta(self.student))
 
 
 def class_names(args: Base, spec: Spec) -> list[str]:

@@ -17,48 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .blackbox import BlackBox
-from .cli import RunError, Stopped, UsageError, say
+from .cli import RunError, Stopped, allocating, say
 from .options import Base
 from .record import Record
+from .schedule import lr_at, optimizer_of
 from .utils import autocast, clock
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
 READ_EVERY = 200  # steps between readings of the loss terms, each of which waits for the device
-
-
-# ---- schedule and optimizer
-
-
-def milestones(args: Base) -> list[int]:
-    """The epochs after which the learning rate falls, from `80,160` or fractions of --epochs such as `1/3,0.75`; UsageError for others."""
-    try:
-        marks = [m.strip() for m in args.milestones.split(",") if m.strip()]
-        values = [float(m.partition("/")[0]) / float(m.partition("/")[2] or 1) for m in marks]
-        if any(not math.isfinite(v) or v <= 0 for v in values):
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--milestones {args.milestones}: give epochs such as 80,160, or fractions such as 1/3,2/3") from None
-    return [round(v * args.epochs) if v < 1 else round(v) for v in values]
-
-
-def lr_at(args: Base, epoch: int) -> float:
-    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm."""
-    if epoch <= args.lr_warmup:
-        return args.LR_START + (epoch - 1) * (args.lr - args.LR_START) / args.lr_warmup
-    if args.schedule == "cosine":
-        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
-    return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))
-
-
-def optimizer_of(args: Base, net: nn.Module) -> torch.optim.Optimizer:
-    """SGD or Adam over the net's parameters, with the options' weight decay."""
-    parts = [{"params": [*net.parameters()]}]
-    if args.decay == "weights":
-        vectors = [p for p in net.parameters() if p.dim() < 2]
-        parts = [{"params": [p for p in net.parameters() if p.dim() >= 2]}, {"params": vectors, "weight_decay": 0.0}]
-    if args.optimizer == "adam":
-        return torch.optim.Adam(parts, args.lr, weight_decay=args.weight_decay, fused=True)
-    return torch.optim.SGD(parts, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov, fused=True)
 
 
 # ---- stopping
@@ -69,8 +35,9 @@ class Stop:
 
     def __init__(self, record: Record, command: str):
         self.record, self.command, self.requested, self.former = record, command, None, {}
+        heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]  # a shell's `&` ignores Ctrl-C
         with suppress(ValueError):  # not in the main thread
-            self.former = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.former = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -102,8 +69,17 @@ class Stop:
 class Training:
     """The epochs of one run. epoch: the present one, from 1; epoch_seconds: how long each took."""
 
-    def __init__(self, args: Base, device: torch.device, record: Record, teacher: BlackBox | None, stop: Stop):
-        self.args, self.device, self.record, self.teacher, self.stop = args, device, record, teacher, stop
+    def __init__(
+        self,
+        args: Base,
+        device: torch.device,
+        record: Record,
+        teacher: BlackBox | None,
+        stop: Stop,
+        save_best: Callable[[], None] | None = None,
+    ):
+        """save_best: called after an epoch that is better than those before."""
+        self.args, self.device, self.record, self.teacher, self.stop, self.save_best = args, device, record, teacher, stop, save_best
         self.epoch, self.done, self.printed, self.epoch_seconds = 0, 0, 0.0, []
 
     def fit(
@@ -130,16 +106,17 @@ class Training:
             for group in main.param_groups:
                 group["lr"] = lr_at(self.args, epoch)
             student.train()
-            for batch in self.steps(batches):
-                with autocast(self.device, self.args.amp):
-                    terms = loss(*batch)
-                    total = sum(terms.values())
-                for o in every:
-                    o.zero_grad()
-                total.backward()
-                for o in every:
-                    o.step()
-                self.tally(**terms)
+            with allocating("a training step", "--batch_size", "--img_size"):
+                for batch in self.steps(batches):
+                    with autocast(self.device, self.args.amp):
+                        terms = loss(*batch)
+                        total = sum(terms.values())
+                    for o in every:
+                        o.zero_grad()
+                    total.backward()
+                    for o in every:
+                        o.step()
+                    self.tally(**terms)
 
     def epochs(self, evaluate: Callable[[], dict], until: int | None = None, **objects) -> Iterator[int]:
         """Yields the epochs still to do up to `until`; logs, evaluates and saves after each. `objects`: all that has a state to resume."""
@@ -156,7 +133,9 @@ class Training:
             row = {"epoch": epoch, **self.means()}
             if epoch % self.args.eval_every == 0 or epoch == until:
                 row |= evaluate()
-            self.record.log(row)
+            improved = self.record.log(row)
+            if improved and self.save_best:
+                self.save_best()
             self.report(row, total, (total - epoch) * (time.monotonic() - began) / (epoch - done))
             self.record.save_state(epoch, objects, self.device, force=epoch == until or self.stop.requested)
             self.epoch_seconds.append(time.monotonic() - self.epoch_began)

@@ -3,11 +3,13 @@
 import contextlib
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -102,7 +104,7 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # tempfile's would be readable by nobody else
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)  # tempfile's modes are narrower
     except OSError as e:
         raise RunError(f"cannot write in {path.parent}: {e.strerror}; give another folder or make it writable") from None
     try:
@@ -114,16 +116,25 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException as e:
         with contextlib.suppress(OSError):
             os.unlink(name)
-        if isinstance(e, (OSError, RuntimeError)):  # torch.save wraps a full disk in a RuntimeError
+        if isinstance(e, OSError):
             kept = "the file that was there is untouched" if path.exists() else "nothing was written"
-            raise RunError(f"could not save {path}: {getattr(e, 'strerror', None) or e}; {kept}") from None
+            raise RunError(f"could not save {path}: {e.strerror or e}; {kept}") from None
         raise
 
 
-def save(path: str | Path, state: object) -> None:
-    """torch.save, whole or not at all."""
+def remove_remains(folder: Path) -> None:
+    """Deletes the temporary files that `atomic` left in a folder when its process was killed."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+            path.unlink(missing_ok=True)
+
+
+def save(path: str | Path, content: dict) -> None:
+    """torch.save of a dictionary with a checksum of it, whole or not at all."""
+    whole = io.BytesIO()  # a full disk is then an OSError, and not one of torch's writer
+    torch.save(content | {"checksum": digest(content)}, whole)
     with atomic(path) as f:
-        torch.save(state, f)
+        f.write(whole.getbuffer())
 
 
 def save_text(path: str | Path, text: str) -> None:
@@ -132,27 +143,70 @@ def save_text(path: str | Path, text: str) -> None:
         f.write(text.encode())
 
 
-def save_json(path: str | Path, value: object) -> None:
-    """A JSON file, whole or not at all."""
-    save_text(path, json.dumps(value, indent=1) + "\n")
+def save_json(path: str | Path, content: dict) -> None:
+    """A JSON file of a dictionary with a checksum of it, whole or not at all."""
+    save_text(path, json.dumps(content | {"checksum": digest(json.dumps(content))}, indent=1) + "\n")
 
 
 # ---- reading
 
 
-def holding(keys: Sequence[str], content: dict, path: str | Path) -> dict:
-    """`content`, if it is a dictionary with all of `keys`, or if there are none; UsageError otherwise."""
-    if keys and not (isinstance(content, dict) and set(keys) <= set(content)):
-        raise UsageError(f"{path} is another kind of file: it does not hold {', '.join(keys)}; move it away and run again")
+def digest(*values: object) -> str:
+    """16 letters that change with any tensor, number or word in nested dictionaries and lists."""
+    found = hashlib.blake2b(digest_size=8)
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
+            found.update(f"{isinstance(value, dict)}{len(value)}{digest(*parts)}".encode())
+        else:
+            found.update(repr(value).encode() + b"\0")
+    return found.hexdigest()
+
+
+def check_regular(path: str | Path) -> None:
+    """UsageError for a path that is there and is no file: a folder, a pipe, a device, a link to nothing."""
+    path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"{path} is a link to {os.readlink(path)}, which does not exist")
+    if path.exists() and not path.is_file():
+        kinds = {"a folder": path.is_dir(), "a pipe": path.is_fifo(), "a socket": path.is_socket()}
+        raise UsageError(f"{path} is {next((words for words, so in kinds.items() if so), 'a device')}, not a file")
+
+
+def holding(content: object, path: str | Path, **kinds: type | tuple[type, ...]) -> dict:
+    """`content`, if it is a dictionary with a value of the given type under each key; UsageError otherwise."""
+    if not isinstance(content, dict) or not kinds.keys() <= content.keys():
+        raise UsageError(f"{path} is another kind of file: it does not hold {', '.join(kinds)}; move it away and run again")
+    for key, kind in kinds.items():
+        if not isinstance(content[key], kind) or (isinstance(content[key], bool) and kind is int):
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UsageError(f"{path}: its {key} is of type {type(content[key]).__name__}, not {wanted}; move it away and run again")
     return content
 
 
-def read_json(path: str | Path, *keys: str) -> dict | None:
-    """The dictionary in a file, None where there is no file; UsageError where it is cut off or lacks one of `keys`."""
+def checked(content: dict, mine: str | None, path: str | Path) -> dict:
+    """`content` without its checksum, if it has none or that is `mine`; UsageError otherwise."""
+    if content.get("checksum", mine) != mine:
+        raise UsageError(f"{path} is damaged, or was changed after it was saved: its checksum differs; make it anew, or bring a copy back")
+    return {k: v for k, v in content.items() if k != "checksum"}
+
+
+def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict | None:
+    """The dictionary in a file, None where there is no file.
+
+    kinds: the type of what it must hold under each key. UsageError where it is damaged, or another kind of file.
+    """
+    check_regular(path)
     try:
-        content = json.loads(Path(path).read_text())
-    except FileNotFoundError:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, RecursionError):
         raise UsageError(f"{path} is truncated, or not JSON; delete it and run again") from None
-    return holding(keys, content, path)
+    content = holding(content, path, **kinds)
+    return checked(content, digest(json.dumps({k: v for k, v in content.items() if k != "checksum"})), path)

@@ -143,7 +143,7 @@ def load_attack(run: Run, folder: str | Path) -> Callable[[Tensor], Tensor]:
     folder: checkpoint folder of a finished run of AEAHL.py --hard_loss. Raises UsageError if it has no attack network, or one for
     images of another shape.
     """
-    path, result = Path(folder) / "attack.pt", read_json(Path(folder) / "result.json", "options")
+    path, result = Path(folder) / "attack.pt", read_json(Path(folder) / "result.json", options=dict)
     if not path.exists() or not result:
         raise UsageError(
             f"no attack.pt with a result.json in {folder}; use the checkpoint folder of a finished run of AEAHL.py --hard_loss"

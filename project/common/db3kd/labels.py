@@ -18,8 +18,9 @@ from torch import Tensor
 from ..cli import UsageError, say
 from ..losses import kl
 from ..options import Base, TransferOptions, opt
-from ..purchases import Columns
 from ..run import Run
+from ..transfer import Columns
+from ..values import is_count
 from .boundary import nearest_of_class, num_halvings, soft_labels
 from .priors import adversarial_points, dct_basis, pilot_directions, train_surrogate
 from .search import Search
@@ -67,7 +68,7 @@ class SoftLabelOptions(TransferOptions):
     pilots: int = opt(8, "number of images per class that are searched first, with --basis bank", ge=1)
     form: Literal["linear", "inverse"] = opt("linear", "logit as a function of the distance d: -d (linear), or 1/d (inverse, the paper's)")
     scale: Literal["median", "none"] = opt("median", "divisor of the distances: their median, or none")
-    temperature: float = opt(20.0, "temperature of the KL term", alias="t", gt=0)
+    temperature: float = opt(20.0, "temperature of the KL term", alias="t", ge=1e-3, le=1e3)
     w_kl: float = opt(1.28, "weight of the KL term", ge=0)
     w_ce: float = opt(1.0, "weight of the cross-entropy to the teacher's classes", ge=0)
 
@@ -128,10 +129,9 @@ def budgets_of(args: SoftLabelOptions) -> tuple[list[int], int]:
     ray_queries = args.candidates * (1 + num_halvings(args.tolerance))  # most queries that the rays of a pair take
     if args.sr_mode != "mbd":
         return [ray_queries], 0
-    try:
-        budgets = sorted({int(b) for b in args.budgets.split(",")})
-    except ValueError:
-        raise UsageError(f"--budgets {args.budgets}: not numbers of queries; use integers with commas, such as 1000,2000,4000") from None
+    if not all(is_count(b) for b in args.budgets.split(",")):
+        raise UsageError(f"--budgets {args.budgets}: not numbers of queries; use integers with commas, such as 1000,2000,4000")
+    budgets = sorted({int(b) for b in args.budgets.split(",")})
     if budgets[0] < ray_queries:
         rays = f"{args.candidates} rays with --tolerance {args.tolerance:g} take up to {ray_queries} queries"
         hint = f"use budgets of at least {ray_queries}, or fewer --candidates"
@@ -142,16 +142,21 @@ def budgets_of(args: SoftLabelOptions) -> tuple[list[int], int]:
 
 
 def parse_basis(args: Base) -> tuple[list[str], set[str]]:
-    """Returns the names of the bases in order, and the set of priors (surrogate, bank), from --basis. Raises UsageError for others."""
+    """Returns the names of the bases in order, and the set of priors (surrogate, bank), from --basis.
+
+    Raises UsageError for other parts, and for a part that stands twice.
+    """
     words = args.basis.lower().split("+")
-    priors = {"surrogate", "bank"}.intersection(words)
-    words = [w for w in words if w not in priors] or ["dct"]
     for word in words:
         kind, _, k = word.partition(":")
-        if word not in ("dct", "full") and not (kind == "dct" and k.isdigit() and int(k) > 1):
+        if word not in ("dct", "full", "surrogate", "bank") and not (kind == "dct" and is_count(k) and int(k) > 1):
             allowed = "full, dct, dct:K (K at least 2), surrogate and bank, joined by + such as dct:7+full or surrogate+dct"
             raise UsageError(f"--basis {args.basis}: unknown part {word!r}; use {allowed}")
-    return words, priors
+    all_words = words + ["full"] * ("dct" in words)  # which dct ends with
+    if repeated := next((w for w in words if all_words.count(w) > 1), ""):
+        raise UsageError(f"--basis {args.basis}: {repeated} stands twice{' (dct ends with full)' * (repeated == 'full')}; use each part once")
+    priors = {"surrogate", "bank"}.intersection(words)
+    return [w for w in words if w not in priors] or ["dct"], priors
 
 
 def search_stages(args: Base, shape: tuple[int, int, int], device: torch.device | str) -> tuple[list[tuple[str, Tensor | None]], set[str]]:

@@ -108,7 +108,7 @@ class Prototypes(nn.Module):
 def learned_temperature(path: Path) -> float:
     """Returns the temperature that belongs to the checkpoint `path`: the learned one if it was trained on episodes, otherwise 10."""
     if (head := path.with_name("head.pt")).exists():
-        return read(head, "model")["model"]["temp"].item()
+        return read(head, model=dict)["model"]["temp"].item()
     return float(read_weights(path)[0].get("temp", 10.0))
 
 

@@ -48,7 +48,7 @@ class BaseLossOptions:
     )
     w_gt: float = opt(2.0, "weight of the cross-entropy to the labels", ge=0)
     w_kd: float = opt(1.0, "weight of the base loss", ge=0)
-    temperature: float = opt(4.0, "temperature of the base loss", alias="t", gt=0)
+    temperature: float = opt(4.0, "temperature of the base loss", alias="t", ge=1e-3, le=1e3)
     standardise: bool = opt(False, "standardise the logits of each image first (base losses kd and mlkd only)")
     dkd_beta: float = opt(2.0, "weight of the non-target classes (base loss dkd only)", ge=0)
     dkd_warmup: int = opt(20, "number of epochs over which the weights rise from 0 (base loss dkd only)", ge=0)
@@ -56,6 +56,9 @@ class BaseLossOptions:
     dist_gamma: float = opt(2.0, "weight of the correlation between images (base loss dist only)", ge=0)
     mlkd_class: float = opt(0.5, "weight of the similarity between classes, which grows as batch^2 / classes^3 (base loss mlkd only)", ge=0)
     alpha_max: float = opt(0.5, "final weight of the cross-entropy to the student's predicted class (base loss augconf only)", ge=0, lt=1)
+
+    def fixed_length(self) -> str:
+        return "the weight of --base augconf rises over a part of --epochs" if self.base == "augconf" else ""
 
     def validate(self) -> None:
         super().validate()
