@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,14 @@ QUICK = {"epochs": 2, "lamda": 0.2}
 
 
 def folder_of(home, name="KD", seed=0):
-    return home / "checkpoints" / name / "Digits" / {"CE": "ResNet8", "AEAHL": "ResNet8_to_ResNet8-inside"}.get(name, "ResNet8_to_ResNet8") / f"seed{seed}"
+    return (
+        home
+        / "checkpoints"
+        / name
+        / "Digits"
+        / {"CE": "ResNet8", "AEAHL": "ResNet8_to_ResNet8-inside"}.get(name, "ResNet8_to_ResNet8")
+        / f"seed{seed}"
+    )
 
 
 def files(folder):
@@ -63,17 +71,37 @@ def test_overwrite_sets_the_earlier_run_aside_until_the_new_one_has_saved(script
     folder = folder_of(script.home)
     there, fit = files(folder), Run.fit
     monkeypatch.setattr(Run, "fit", lambda *a, **k: (_ for _ in ()).throw(Death))
-    for _ in range(2):  # the second time there is nothing worth keeping in the folder itself
+    for _ in range(2):  # the second time the folder itself holds a run that has saved no epoch
         with pytest.raises(Death):
             script("KD", **QUICK, overwrite=True)
         kept = files(aside_of(folder))
         assert kept["student.pt"] == there["student.pt"] and kept["transfer.safetensors"] == there["transfer.safetensors"]
         assert f"the earlier run is kept in {aside_of(folder)} until this one has saved an epoch" in capsys.readouterr().out
-        (folder / "transfer.safetensors").unlink()
     monkeypatch.setattr(Run, "fit", fit)
     assert script("KD", **QUICK | {"lamda": 0.3}, overwrite=True)["queries"] == 389
     assert not aside_of(folder).exists() and not aside_of(script.home / folder.relative_to(script.home)).exists()
     assert sorted(files(folder)) == ["queries", "result.json", "state.pt", "student.pt", "transfer.safetensors"]
+
+
+def test_a_kill_while_files_are_set_aside_loses_none(script, monkeypatch):
+    script("KD", **QUICK)
+    folder, rename, moved = folder_of(script.home), Path.rename, []
+    there = files(folder)
+
+    def die_at_the_third(path, target):
+        moved.append(path)
+        if len(moved) == 3:
+            raise Death
+        return rename(path, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "rename", die_at_the_third)
+        with pytest.raises(Death):
+            script("KD", **QUICK, overwrite=True)
+    monkeypatch.setattr(Run, "fit", lambda *a, **k: (_ for _ in ()).throw(Death))
+    with pytest.raises(Death):
+        script("KD", **QUICK, overwrite=True)
+    assert files(aside_of(folder)) == there
 
 
 @pytest.mark.parametrize("name, option, file", [
@@ -207,13 +235,22 @@ def test_what_a_kill_left_while_saving_is_deleted(script):
 
 @pytest.mark.parametrize("change, words", [
     ({"epoch": "two"}, "its epoch is of type str, not int"), ({"objects": {}}, "does not fit this run .KeyError"), ({"rows": {}}, "its rows is"),
-    ({"rng": {"cpu": torch.zeros(3)}}, "does not fit this run .TypeError"), ({"options": 3}, "its options is of type int, not dict"),
+    ({"rng": {"cpu": torch.zeros(3)}}, "does not fit this run .TypeError"), ({"data": {"names": []}}, "its data lacks "), ({"rows": [3]}, "its rows.0. is"),
+    (("optimizer0", "param_groups", 0, "lr", None), "an optimizer's lr is of type NoneType"), (("optimizer0", "param_groups", 0, "params", 0, 99), "parameters are others"),
+    (("optimizer0", "state", 0, "momentum_buffer", torch.ones(1)), "momentum_buffer has the shape .1,."), (("optimizer0", "state", 14, 3.0), "does not fit this run"),
+    (("queries", "mixed", -1), "counts of queries are"), (("queries", "other", 1), "counts of queries are"), ({"options": 3}, "its options is of type int, not dict"),
 ])  # fmt: skip
 def test_a_state_of_another_form_is_one_line(change, words, cut_short, trained, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(cut_short, home)
     path = folder_of(home) / "state.pt"
-    save(path, checkpoints.read(path) | change)
+    content = checkpoints.read(path)
+    if isinstance(change, tuple):  # a place in its objects, and the value there
+        place = content["objects"]
+        for key in change[:-2]:
+            place = place[key]
+        place[change[-2]] = change[-1]
+    save(path, content | (change if isinstance(change, dict) else {}))
     with pytest.raises(UsageError, match=words) as e:
         run_in(trained, home)
     assert "\n" not in str(e.value)

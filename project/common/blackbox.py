@@ -248,6 +248,8 @@ class BlackBox:
         return dict(self.counts)
 
     def load_state_dict(self, counts: dict[str, int]) -> None:
+        if counts.keys() != self.zero().keys() or any(type(n) is not int or n < 0 for n in counts.values()):
+            raise ValueError(f"counts of queries are {counts}")
         self.counts = dict(counts)
 
 

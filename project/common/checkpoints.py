@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torchvision.transforms.v2.functional import resize as resize_side
 from .cli import UsageError, say
 from .datasets.images import normalised, recoloured, resize
 from .datasets.pictures import exact_grey
+from .forms import META, META_MORE, present
 from .gan import Generator
 from .models import build
 from .options import Base, flags
@@ -46,10 +48,10 @@ for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
 # ---- reading
 
 
-def read(path: Path | str, **kinds: type | tuple[type, ...]) -> dict:
+def read(path: Path | str, **forms: Any) -> dict:
     """The content of a file of torch.save: tensors and plain values; nothing in it is ever executed.
 
-    kinds: the type of what it must hold under each key. UsageError, in one line, where it cannot be read, is damaged or lacks one.
+    forms: what it must hold under each key. UsageError, in one line, where it cannot be read, is damaged or lacks one.
     """
     try:
         check_kind(path)
@@ -68,8 +70,8 @@ def read(path: Path | str, **kinds: type | tuple[type, ...]) -> dict:
         raise UsageError(
             f"{path} is not a readable checkpoint ({reason}); it is truncated, or another kind of file: make it anew"
         ) from None
-    if kinds:
-        holding(content, path, **kinds)
+    if forms:
+        holding(content, path, **forms)
     if isinstance(content, dict) and re.fullmatch("[0-9a-f]{16}", str(content.get("checksum"))):
         return checked(content, digest({k: v for k, v in content.items() if k != "checksum"}), path)
     return content
@@ -100,6 +102,8 @@ def read_weights(path: Path | str, key: str = "") -> tuple[StateDict, dict]:
     content = read(path)
     meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
+    if meta:
+        holding(meta, f"{path}, meta", **META, **present(meta, META_MORE))
     state, aside = find_state(content, path, key)
     if aside:
         say(f"{path}: {aside}")

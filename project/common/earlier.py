@@ -5,14 +5,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .blackbox import BlackBox
 from .checkpoints import identity
 from .cli import UsageError
+from .forms import NUMBER, RESULT, RESULT_MORE, RESULT_NUMBERS, present
 from .utils import holding, read_json
-
-RESULT = {"line": str, "options": dict, "sources": dict}  # what every result.json holds
-MORE = {"log": dict, "versions": dict, "data": dict, "files": dict, "own": dict}  # what most hold
-NUMBERS = ("accuracy", "best", "top5", "agreement", "teacher_kl", "ece", "teacher_accuracy", "seconds", "repeated", *BlackBox.zero())
 
 
 def aside_of(folder: Path) -> Path:
@@ -47,8 +43,7 @@ def finished_result(folder: Path) -> dict | None:
     result = read_json(path, **RESULT)
     if result is None:
         return None
-    holding(result, path, **{k: kind for k, kind in MORE.items() if k in result})
-    holding(result, path, **{k: (int, float) for k in NUMBERS if result.get(k) is not None})
+    holding(result, path, **present(result, RESULT_MORE), **{k: NUMBER for k in RESULT_NUMBERS if result.get(k) is not None})
     for name, known in result.get("files", {}).items():
         if not (folder / name).is_file() or identity(folder / name) != known:
             what = "has changed, or is damaged" if (folder / name).exists() else "is missing"

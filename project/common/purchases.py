@@ -13,6 +13,7 @@ from .checkpoints import identity, read
 from .cli import UsageError, allocating, say
 from .datasets import Data, Images
 from .earlier import data_changes
+from .forms import KEPT
 from .measures import infer
 from .options import Base, settings
 from .record import Record
@@ -167,7 +168,7 @@ class Purchases:
         path = self.record.folder / f"{name}.pt"
         if not path.exists():
             save(path, {"kept": make(), "counts": self.teacher.state_dict()})
-        content = read(path, kept=dict, counts=dict)
+        content = read(path, **KEPT)
         self.resume_counts(content["counts"])
         return content["kept"]
 
@@ -222,7 +223,8 @@ class Purchases:
             return Map(Map(seen, change) if change else seen, lambda x, *rows: (x, self.teacher(x), *rows))
         x, views = resident(self.private, self.record.script).x, data.views(a.augment)
         self.teacher.plan(n * min(views, a.epochs))
-        kept = Remembered(self.teacher, n, views, data.classes, self.device)
+        with allocating(f"the answers to {views} views of each image (--cache)", "--lamda"):
+            kept = Remembered(self.teacher, n, views, data.classes, self.device)
         say(f"answers to {views} views of each image take up to {kept.kept.nbytes / 1e9:.2f} GB")
 
         def ask(i: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:

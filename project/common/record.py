@@ -15,15 +15,14 @@ from .checkpoints import identity, read, read_weights
 from .cli import Finished, RunError, UsageError, keep_tracebacks, say
 from .devices import rng_state, set_rng_state, versions
 from .earlier import aside_of, data_changes, delete, finished_result
+from .forms import STATE, STATE_MORE, present
 from .options import Base, dataset_tag, differences, run_name_of, settings
-from .schedule import lr_at, milestones
-from .utils import remove_remains, run_folder, save, save_json, save_text
+from .schedule import check_optimizer, lr_at, milestones
+from .utils import holding, remove_remains, run_folder, save, save_json, save_text
 from .weights import StateDict
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
 LOCK_WAIT = 5.0  # seconds; the processes of a killed run that read data hold its lock a moment longer
-WORTH = ("result.json", "state.pt", "transfer.safetensors")  # a run without any of them has saved nothing
-STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": list, "seconds": float, "options": dict, "sources": dict}
 
 
 class Record:
@@ -48,9 +47,9 @@ class Record:
         self.claimed = not args.overwrite  # whether the folder is this run's
         if args.overwrite:
             self.refuse_inputs_inside()
-        elif result := finished_result(self.folder):  # before anything is written: the folder may be read-only
-            self.take_result(result)
+        self.take_result()  # before anything is written: the folder may be read-only
         self.open_folders()
+        self.take_result()  # of a process that held the lock
         self.board = Board(self.logs)
 
     def open_folders(self) -> None:
@@ -87,19 +86,15 @@ class Record:
             return
         self.claimed = True
         for folder in (self.folder, self.logs):
-            aside, worth = (
-                aside_of(folder),
-                any((self.folder / name).exists() for name in ("result.json", "state.pt", "transfer.safetensors")),
-            )
-            entries = [path for path in folder.iterdir() if path.name not in (".lock", "output.log")]
-            if aside.exists() and not worth:  # what lies aside is the last run that has saved anything
-                for path in entries:
+            aside, moving = aside_of(folder), folder.with_name(f"{folder.name}.moving")
+            for path in [path for path in folder.iterdir() if path.name not in (".lock", "output.log")]:
+                if aside.exists():  # with the last run that has saved an epoch: the one in the folder has not
                     delete(path)
-                continue
-            delete(aside)
-            for path in entries:
-                aside.mkdir(exist_ok=True)
-                path.rename(aside / path.name)
+                else:
+                    moving.mkdir(exist_ok=True)
+                    path.rename(moving / path.name)
+            if moving.exists():
+                moving.rename(aside)
         if aside_of(self.folder).exists():
             say(f"the earlier run is kept in {aside_of(self.folder)} until this one has saved an epoch")
 
@@ -112,8 +107,11 @@ class Record:
         """Whether this run trains an earlier one further: --extend with more epochs."""
         return self.args.extend and self.args.epochs > then["options"].get("epochs", self.args.epochs)
 
-    def take_result(self, result: dict) -> None:
-        """Finished, or UsageError where the result in the folder is of another run; returns where this run extends it."""
+    def take_result(self) -> None:
+        """Finished where the folder holds this run's result, unless it is to be overwritten or extended; UsageError for another run's."""
+        result = None if self.args.overwrite else finished_result(self.folder)
+        if not result:
+            return
         self.compare(result)
         if not self.extends(result):
             raise Finished(result)
@@ -128,6 +126,7 @@ class Record:
         path = self.folder / "state.pt"
         if self.claimed and path.exists():
             self.state = read(path, **STATE)
+            holding(self.state, path, **present(self.state, STATE_MORE))
         self.before = self.state or bought
         if self.before:
             self.compare(self.before)
@@ -198,6 +197,8 @@ class Record:
         try:
             for name, o in objects.items():
                 o.load_state_dict(state["objects"][name])
+                if isinstance(o, torch.optim.Optimizer):
+                    check_optimizer(o, state["objects"][name])
             set_rng_state(state["rng"], device)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as e:
             raise UsageError(f"{path} does not fit this run ({type(e).__name__}: {str(e).splitlines()[0]}); --overwrite starts anew") from e

@@ -20,6 +20,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from .cli import UsageError
+from .forms import ABOUT, ABOUT_MORE, present
 from .utils import atomic, check_regular, checked, digest, holding
 
 Columns = dict[str, Tensor]
@@ -30,9 +31,6 @@ class Transfer:
 
     A column that is shorter than the others is being bought; `fill` goes on with it.
     """
-
-    ABOUT = {"dataset": str, "images": int, "val": (int, float), "response": str, "teacher": str, "classes": int, "ends": list}
-    ABOUT |= {"counts": dict, "own": dict, "options": dict, "sources": dict}
 
     def __init__(self, path: Path, fresh: bool = False):
         """The file's content, or an empty set where there is no file or `fresh`. UsageError where it is damaged or of another kind."""
@@ -46,7 +44,8 @@ class Transfer:
                 about = json.loads((f.metadata() or {}).get("transfer", "{}"))
         except (SafetensorError, ValueError, OSError, RecursionError) as e:
             raise UsageError(f"{path} is not a readable transfer set ({e}); it is truncated, or another kind of file") from None
-        about = holding(about, path, **self.ABOUT)
+        about = holding(about, path, **ABOUT)
+        holding(about, path, **present(about, ABOUT_MORE))
         mine = digest(sorted(self.columns.items()), {k: v for k, v in about.items() if k != "checksum"})
         self.about = checked(about, mine, path)
         self.ends, self.made = self.about["ends"], self.about.get("made", {})
@@ -61,11 +60,10 @@ class Transfer:
             return
         sizes = {len(v) if v.dim() else 0 for v in asked.values()}
         n, known = max(sizes), [0, *self.ends]
-        if len(sizes) > 1 or not n or known[-1] != n or any(not isinstance(e, int) for e in known) or known != sorted({*known}):
+        if len(sizes) > 1 or not n or known[-1] != n or known != sorted({*known}):
             yield f"its purchases end at {self.ends}, and it has {' and '.join(map(str, sorted(sizes)))} rows"
-        counts = {**self.about["counts"], **self.about["own"]}
-        if any(not isinstance(v, int) or v < 0 for v in counts.values()):
-            yield f"its counts of queries are {counts}"
+        if min(counts := [*self.about["counts"].values(), *self.about["own"].values()]) < 0:
+            yield f"it counts {min(counts)} queries"
         kinds = {"index": (torch.int64, 1 + ("weight" in asked)), "weight": (torch.float32, 1), "images": (torch.float32, 4)}
         for name, column in self.columns.items():
             dtype, dim = {**kinds, "answers": (torch.float32, 2)}.get(name, (column.dtype, column.dim()))

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -176,15 +176,31 @@ def check_regular(path: str | Path) -> None:
         raise UsageError(f"{path} is {next((words for words, so in kinds.items() if so), 'a device')}, not a file")
 
 
-def holding(content: object, path: str | Path, **kinds: type | tuple[type, ...]) -> dict:
-    """`content`, if it is a dictionary with a value of the given type under each key; UsageError otherwise."""
-    if not isinstance(content, dict) or not kinds.keys() <= content.keys():
-        raise UsageError(f"{path} is another kind of file: it does not hold {', '.join(kinds)}; move it away and run again")
-    for key, kind in kinds.items():
-        if not isinstance(content[key], kind) or (isinstance(content[key], bool) and kind is int):
-            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise UsageError(f"{path}: its {key} is of type {type(content[key]).__name__}, not {wanted}; move it away and run again")
+def holding(content: object, path: str | Path, **forms: Any) -> dict:
+    """`content`, if it is a dictionary with a value of the given form under each key; UsageError otherwise. For forms see `misfit`."""
+    if not isinstance(content, dict) or not forms.keys() <= content.keys():
+        raise UsageError(f"{path} is another kind of file: it does not hold {', '.join(forms)}; move it away and run again")
+    if problem := next(filter(None, (misfit(content[key], form, key) for key, form in forms.items())), ""):
+        raise UsageError(f"{path}: its {problem}; it is damaged, or not of this project; move it away and run again")
     return content
+
+
+def misfit(value: object, form: Any, name: str) -> str:
+    """`NAME is of type list, not str` for a value that is not of a form, empty for one that is.
+
+    form: a type, several types, [the form of each item], or {key: the form of its value}. A bool is no int.
+    """
+    kinds = type(form) if isinstance(form, (list, dict)) else form
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in (kinds if isinstance(kinds, tuple) else (kinds,))):
+        wanted = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        return f"{name} is of type {type(value).__name__}, not {wanted}"
+    if isinstance(form, dict):
+        if lacking := form.keys() - value.keys():
+            return f"{name} lacks {', '.join(sorted(lacking))}"
+        return next(filter(None, (misfit(value[k], f, f"{name}.{k}") for k, f in form.items())), "")
+    if isinstance(form, list):
+        return next(filter(None, (misfit(v, form[0], f"{name}[{i}]") for i, v in enumerate(value))), "")
+    return ""
 
 
 def checked(content: dict, mine: str | None, path: str | Path) -> dict:
@@ -194,10 +210,10 @@ def checked(content: dict, mine: str | None, path: str | Path) -> dict:
     return {k: v for k, v in content.items() if k != "checksum"}
 
 
-def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict | None:
+def read_json(path: str | Path, **forms: Any) -> dict | None:
     """The dictionary in a file, None where there is no file.
 
-    kinds: the type of what it must hold under each key. UsageError where it is damaged, or another kind of file.
+    forms: what it must hold under each key. UsageError where it is damaged, or another kind of file.
     """
     check_regular(path)
     try:
@@ -208,5 +224,5 @@ def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict | None
         raise UsageError(f"cannot read {path}: {e.strerror}") from None
     except (ValueError, RecursionError):
         raise UsageError(f"{path} is truncated, or not JSON; delete it and run again") from None
-    content = holding(content, path, **kinds)
+    content = holding(content, path, **forms)
     return checked(content, digest(json.dumps({k: v for k, v in content.items() if k != "checksum"})), path)

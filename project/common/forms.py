@@ -1,0 +1,30 @@
+"""What the dictionaries in this project's files hold: {key: form}. A form is a type, several types, [form of each item], or {key: form}."""
+
+from .blackbox import BlackBox
+
+NUMBER, FLAG, TEXT_OR_NONE = (int, float), (bool, type(None)), (str, type(None))
+PART = {"images": int, "hash": TEXT_OR_NONE}
+IDENTITY = {"train": PART, "test": PART, "names": [str], "mean": [NUMBER], "std": [NUMBER], "crop_from": int}  # Data.identity
+COUNTS = dict.fromkeys(BlackBox.zero(), int)
+
+RESULT = {"line": str, "options": dict, "sources": dict}
+RESULT_MORE = {"log": dict, "versions": dict, "data": IDENTITY, "files": dict, "own": dict}
+RESULT_NUMBERS = ("accuracy", "best", "top5", "agreement", "teacher_kl", "ece", "teacher_accuracy", "seconds", "repeated", *COUNTS)
+
+STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": [dict], "seconds": float, "options": dict, "sources": dict}
+STATE_MORE = {"data": IDENTITY, "best": (float, int, type(None))}
+
+META = {"script": str}
+META_MORE = {"dataset": str, "shape": [int], "classes": int, "data": IDENTITY, "normalize": str, "lamda": NUMBER, "model": str}
+META_MORE |= {"teacher": str, "latent": int, "ngf": int}
+
+ABOUT = {"dataset": str, "images": int, "val": NUMBER, "response": str, "teacher": str, "classes": int, "ends": [int]}
+ABOUT |= {"counts": COUNTS, "own": COUNTS, "options": dict, "sources": dict}
+ABOUT_MORE = {"data": IDENTITY, "made": dict}
+
+KEPT = {"kept": dict, "counts": COUNTS}
+
+
+def present(content: dict, more: dict) -> dict:
+    """The forms of `more` for the keys that `content` has."""
+    return {k: form for k, form in more.items() if k in content}
