@@ -10,7 +10,7 @@ Differs:
   - A distance is an upper bound. A point just before it on the same ray still has the class of the image.
 """
 
-from common.cli import RunError, cli, say
+from common.cli import RunError, allocating, cli, say
 
 from dataclasses import dataclass
 
@@ -63,7 +63,8 @@ def main(argv=None):
         search.minimise(stages, args.seed)
         return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
 
-    found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure).items()}
+    with allocating("the search for boundary points", "--samples", "--neighbours", "--candidates", "--img_size"):
+        found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure, "distance", "class", "right", "queries").items()}
     right = found["right"].double()
     say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; distances are Euclidean, of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")

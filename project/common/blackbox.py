@@ -30,8 +30,8 @@ def rank(response: str) -> int:
 class Ledger:
     """Counts of what was sent, in a file. A count is in the file before the images are sent, and never goes back.
 
-    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it. It holds two copies
-    of the counts, each with a checksum, which are written in turn: a kill in the midst of one leaves the other.
+    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it. It holds the counts
+    twice, each copy with a checksum: a kill while one is written, or a damage of one, leaves the other.
     """
 
     NAMES = ("queries", *KINDS, "bytes")
@@ -42,8 +42,8 @@ class Ledger:
         UsageError where it is damaged, or another kind of file.
         """
         self.path, self.before, self.copies, self.now = path, before, None, np.zeros(len(self.NAMES), np.int64)
+        check_regular(path)
         if not fresh and path.exists():
-            check_regular(path)
             self.open("r+")
 
     def open(self, mode: str) -> None:
@@ -53,11 +53,10 @@ class Ledger:
             size = f"{self.path.stat().st_size} bytes, not {8 * math.prod(shape)}"
             raise UsageError(f"{self.path} has {size}: it does not hold counts of queries; move it away and run again")
         self.copies = np.memmap(self.path, np.int64, mode, shape=shape)
-        whole = {i: copy[:-1] for i, copy in enumerate(self.copies) if copy[-1] == self.checksum(copy[:-1])}
+        whole = [copy[:-1] for copy in self.copies if copy[-1] == self.checksum(copy[:-1])]
         if not whole and self.copies.any():
             raise UsageError(f"{self.path} is damaged: its counts of queries are lost; move it away, and run again with --overwrite")
-        newest = max(whole, key=lambda i: whole[i][0], default=None)
-        self.now, self.next = (self.now, 0) if newest is None else (whole[newest].copy(), 1 - newest)
+        self.now = max(whole, key=lambda counts: counts[0], default=self.now).copy()
 
     @staticmethod
     def checksum(counts: np.ndarray) -> int:
@@ -72,8 +71,8 @@ class Ledger:
             self.open("w+")
         for name, n in counts.items():
             self.now[self.NAMES.index(name)] += n
-        self.copies[self.next] = *self.now, self.checksum(self.now)
-        self.next = 1 - self.next
+        for i in range(2):
+            self.copies[i] = *self.now, self.checksum(self.now)
 
     def counts(self) -> dict[str, int]:
         """All counts by name."""

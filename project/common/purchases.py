@@ -19,7 +19,7 @@ from .options import Base, settings
 from .record import Record
 from .training import Stop
 from .transfer import Columns, Transfer
-from .utils import save
+from .utils import check_regular, holding, save
 
 
 class Purchases:
@@ -162,15 +162,19 @@ class Purchases:
                 self.stop.leave()
         return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
 
-    def keep(self, name: str, make: Callable[[], dict]) -> dict:
-        """The tensors {name: ...} that make() gives, made once: they stay in the run's folder as NAME.pt, with the queries they took."""
+    def keep(self, name: str, make: Callable[[], Columns], *names: str) -> Columns:
+        """The tensors that make() gives by name, made once: they stay in the run's folder as NAME.pt, with the queries they took.
+
+        names: of the tensors. UsageError where the file has others.
+        """
         self.record.claim()
         path = self.record.folder / f"{name}.pt"
+        check_regular(path)
         if not path.exists():
             save(path, {"kept": make(), "counts": self.teacher.state_dict()})
         content = read(path, **KEPT)
         self.resume_counts(content["counts"])
-        return content["kept"]
+        return holding(content["kept"], path, **dict.fromkeys(names or content["kept"], Tensor))
 
     def answers(self, rows: Columns) -> Columns:
         """The teacher's answers (n, K) to rows of a transfer set."""

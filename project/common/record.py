@@ -18,7 +18,7 @@ from .earlier import aside_of, data_changes, delete, finished_result
 from .forms import STATE, STATE_MORE, present
 from .options import Base, dataset_tag, differences, run_name_of, settings
 from .schedule import check_optimizer, lr_at, milestones
-from .utils import holding, remove_remains, run_folder, save, save_json, save_text
+from .utils import check_regular, holding, remove_remains, run_folder, save, save_json, save_text
 from .weights import StateDict
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
@@ -124,6 +124,7 @@ class Record:
         bought: what the run's transfer set says about itself, empty where there is none.
         """
         path = self.folder / "state.pt"
+        check_regular(path)
         if self.claimed and path.exists():
             self.state = read(path, **STATE)
             holding(self.state, path, **present(self.state, STATE_MORE))

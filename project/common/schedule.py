@@ -57,6 +57,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         form = {"betas": (tuple, list)}.get(name, NUMBER if name in ("lr", "momentum", "dampening", "weight_decay", "eps") else FLAG)
         if problem := misfit(value, form, name) or (name == "betas" and misfit([*value], [NUMBER], name)):
             raise ValueError(f"an optimizer's {problem}")
+    if len({tuple((name, isinstance(v, Tensor)) for name, v in sorted(values.items())) for values in optimizer.state.values()}) > 1:
+        raise ValueError("an optimizer's parameters have values of different names")
     for p, values in optimizer.state.items():
         for name, v in values.items():
             if isinstance(v, Tensor) and not (v.shape in (p.shape, ()) and v.isfinite().all()):

@@ -35,9 +35,9 @@ class Transfer:
     def __init__(self, path: Path, fresh: bool = False):
         """The file's content, or an empty set where there is no file or `fresh`. UsageError where it is damaged or of another kind."""
         self.path, self.columns, self.about, self.ends, self.made = path, {}, {}, [], {}
+        check_regular(path)
         if fresh or not path.exists():
             return
-        check_regular(path)
         try:
             with safe_open(path, "pt") as f:
                 self.columns = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  no dictionary
@@ -55,8 +55,8 @@ class Transfer:
     def problems(self) -> Iterator[str]:
         """What of the file cannot be, a phrase each."""
         asked = {k: v for k, v in self.columns.items() if k in ("index", "weight", "images")}
-        if set(asked) not in ({"index"}, {"index", "weight"}, {"images"}):
-            yield f"it has the columns {', '.join(self.columns) or 'none'}; it needs index, index and weight, or images"
+        if set(asked) not in ({"index"}, {"index", "weight"}, {"images"}) or "answers" not in self.columns:
+            yield f"it has the columns {', '.join(self.columns) or 'none'}; it needs answers, and index, index and weight, or images"
             return
         sizes = {len(v) if v.dim() else 0 for v in asked.values()}
         n, known = max(sizes), [0, *self.ends]

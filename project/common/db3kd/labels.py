@@ -15,7 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cli import UsageError, say
+from ..checkpoints import load_weights
+from ..cli import UsageError, allocating, say
 from ..losses import kl
 from ..options import Base, TransferOptions, opt
 from ..run import Run
@@ -105,15 +106,16 @@ def soft_labels_of(run: Run, bought: Columns) -> Tensor:
         return torch.cat([net(x * 2 - 1) for x in unit_images(run, bought).split(1000)])
     mode, made = args.sr_mode, run.purchases.transfer.made
     current = {k: getattr(args, k) for k in args.OPTIONS_OF_MODE[mode]}
-    if different := [f"--{k} {v} (now {current[k]})" for k, v in made.get(mode, current).items() if v != current[k]]:
+    if different := [f"--{k} {v} (now {current.get(k)})" for k, v in made.get(mode, current).items() if v != current.get(k)]:
         hint = "use the same values, or buy new answers without --transfer"
         raise UsageError(f"--transfer {args.transfer} holds {mode} distances made with {', '.join(different)}; {hint}")
     if mode not in bought:
         if missing := sorted(set(range(K)) - set(s.tolist())):
             names = ", ".join(map(str, missing))
             say(f"the teacher assigns none of {len(s):,} images to the classes {names}: distances to these are not measured")
-        measure, made[mode] = BoundaryDistances(run, bought, budgets), current
-        bought = run.purchases.grow(measure, mode, measure.chunk, len(s))
+        with allocating("the distances to the decision boundaries", "--candidates", "--pilots", "--lamda", "--img_size"):
+            measure, made[mode] = BoundaryDistances(run, bought, budgets), current
+            bought = run.purchases.grow(measure, mode, measure.chunk, len(s))
     elif args.transfer:  # subtract the queries that the selected budget does not need
         spent = bought[f"{mode}_asked"].sum((0, 1))
         surplus, kind = int(spent[at] - spent[-1]), "synthetic" if "images" in bought else "mixed"
@@ -154,7 +156,9 @@ def parse_basis(args: Base) -> tuple[list[str], set[str]]:
             raise UsageError(f"--basis {args.basis}: unknown part {word!r}; use {allowed}")
     all_words = words + ["full"] * ("dct" in words)  # which dct ends with
     if repeated := next((w for w in words if all_words.count(w) > 1), ""):
-        raise UsageError(f"--basis {args.basis}: {repeated} stands twice{' (dct ends with full)' * (repeated == 'full')}; use each part once")
+        raise UsageError(
+            f"--basis {args.basis}: {repeated} stands twice{' (dct ends with full)' * (repeated == 'full')}; use each part once"
+        )
     priors = {"surrogate", "bank"}.intersection(words)
     return [w for w in words if w not in priors] or ["dct"], priors
 
@@ -192,7 +196,8 @@ def surrogate_net(run: Run, bought: Columns) -> nn.Module:
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.args.seed)
         net, s = run.net(run.args.model), bought["answers"].argmax(1)
-        net.load_state_dict(run.purchases.keep("surrogate", lambda: train_surrogate(net, unit_images(run, bought) * 2 - 1, s).state_dict()))
+        kept = run.purchases.keep("surrogate", lambda: train_surrogate(net, unit_images(run, bought) * 2 - 1, s).state_dict())
+        load_weights(net, kept, run.record.folder / "surrogate.pt", f"the surrogate, {run.args.model}")
     return net.eval().requires_grad_(False)
 
 
@@ -215,7 +220,7 @@ class BoundaryDistances:
         self.surrogate = surrogate_net(run, bought) if mbd and "surrogate" in priors else None
         self.pilots = None
         if mbd and "bank" in priors:
-            self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots).items()}
+            self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots, "x", "way").items()}
 
     def start(self, x: Tensor, s: Tensor, keys: Tensor, budgets: Sequence[int]) -> tuple[Search, list[Tensor]]:
         """Returns a Search that knows the nearest images of each class (SD), and its rays (index and distance)."""
@@ -250,7 +255,7 @@ class BoundaryDistances:
 
         A direction is 0 if no boundary point is known.
         """
-        K, m = self.K, self.args.pilots
+        K, m = self.K, min(self.args.pilots, int(self.classes.bincount().max()))
         rows = torch.cat([(self.classes == k).nonzero()[:m, 0] for k in range(K)])
         self.run.teacher.afford(len(rows) * (K - 1) * PILOT_BUDGET)
         search = self.solve(self.bank[rows], self.classes[rows], rows, [PILOT_BUDGET])
