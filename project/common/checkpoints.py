@@ -28,7 +28,7 @@ from .forms import META, META_MORE, present
 from .gan import Generator
 from .models import build
 from .options import Base, flags
-from .utils import check_regular, checked, digest, holding, net_name, run_folder
+from .utils import check_regular, checked, digest, holding, net_name, run_folder, without_checksum
 from .weights import StateDict, find_state, matched, what_it_is
 
 
@@ -73,7 +73,7 @@ def read(path: Path | str, **forms: Any) -> dict:
     if forms:
         holding(content, path, **forms)
     if isinstance(content, dict) and re.fullmatch("[0-9a-f]{16}", str(content.get("checksum"))):
-        return checked(content, digest({k: v for k, v in content.items() if k != "checksum"}), path)
+        return checked(content, digest(without_checksum(content)), path)
     return content
 
 

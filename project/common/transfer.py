@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .cli import UsageError
 from .forms import ABOUT, ABOUT_MORE, present
-from .utils import atomic, check_regular, checked, digest, holding
+from .utils import atomic, check_regular, checked, digest, holding, without_checksum
 
 Columns = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ class Transfer:
             raise UsageError(f"{path} is not a readable transfer set ({e}); it is truncated, or another kind of file") from None
         about = holding(about, path, **ABOUT)
         holding(about, path, **present(about, ABOUT_MORE))
-        mine = digest(sorted(self.columns.items()), {k: v for k, v in about.items() if k != "checksum"})
+        mine = digest(sorted(self.columns.items()), without_checksum(about))
         self.about = checked(about, mine, path)
         self.ends, self.made = self.about["ends"], self.about.get("made", {})
         if problem := next(self.problems(), ""):
@@ -60,7 +60,7 @@ class Transfer:
             return
         sizes = {len(v) if v.dim() else 0 for v in asked.values()}
         n, known = max(sizes), [0, *self.ends]
-        if len(sizes) > 1 or not n or known[-1] != n or known != sorted({*known}):
+        if len(sizes) > 1 or not n or n > known[-1] or known != sorted({*known}):  # fewer, while images are synthesised
             yield f"its purchases end at {self.ends}, and it has {' and '.join(map(str, sorted(sizes)))} rows"
         if min(counts := [*self.about["counts"].values(), *self.about["own"].values()]) < 0:
             yield f"it counts {min(counts)} queries"

@@ -131,6 +131,7 @@ def remove_remains(folder: Path) -> None:
 
 def save(path: str | Path, content: dict) -> None:
     """torch.save of a dictionary with a checksum of it, whole or not at all."""
+    content = without_checksum(content)
     whole = io.BytesIO()  # a full disk is then an OSError, and not one of torch's writer
     torch.save(content | {"checksum": digest(content)}, whole)
     with atomic(path) as f:
@@ -145,6 +146,7 @@ def save_text(path: str | Path, text: str) -> None:
 
 def save_json(path: str | Path, content: dict) -> None:
     """A JSON file of a dictionary with a checksum of it, whole or not at all."""
+    content = without_checksum(content)
     save_text(path, json.dumps(content | {"checksum": digest(json.dumps(content))}, indent=1) + "\n")
 
 
@@ -207,6 +209,11 @@ def checked(content: dict, mine: str | None, path: str | Path) -> dict:
     """`content` without its checksum, if it has none or that is `mine`; UsageError otherwise."""
     if content.get("checksum", mine) != mine:
         raise UsageError(f"{path} is damaged, or was changed after it was saved: its checksum differs; make it anew, or bring a copy back")
+    return without_checksum(content)
+
+
+def without_checksum(content: dict) -> dict:
+    """`content` but for its checksum."""
     return {k: v for k, v in content.items() if k != "checksum"}
 
 
@@ -225,4 +232,4 @@ def read_json(path: str | Path, **forms: Any) -> dict | None:
     except (ValueError, RecursionError):
         raise UsageError(f"{path} is truncated, or not JSON; delete it and run again") from None
     content = holding(content, path, **forms)
-    return checked(content, digest(json.dumps({k: v for k, v in content.items() if k != "checksum"})), path)
+    return checked(content, digest(json.dumps(without_checksum(content))), path)
