@@ -261,8 +261,8 @@ COLUMNS = [
     ({"weight": lambda v: torch.full((259,), 5.0), "index": lambda v: torch.stack([v, v], 1)}, "its weight has values in .5.0, 5.0"),
     ({"answers": lambda v: v[:, :9]}, "its answers have 9 classes; expected 10"), ({"index": lambda v: v[:0], "answers": lambda v: v[:0]}, "0 rows"),
     ({"answers": lambda v: torch.cat([v, v[:, :1]], 1)}, "its answers have 11 classes"), ({"index": lambda v: v.float()}, "its index is torch.float32"),
-    ({"answers": lambda v: v / 0}, "its answers has values that are not finite|its answers has values in"), ({"index": None}, "it needs answers, and index"),
-    ({"answers": lambda v: torch.cat([v, v])}, "at most 259 rows"), ({"images": lambda v: torch.zeros(259, 1, 9, 9)}, "it needs answers, and index"),
+    ({"answers": lambda v: v / 0}, "its answers has values that are not finite|its answers has values in"), ({"index": None}, "it needs index and answers"),
+    ({"answers": lambda v: torch.cat([v, v])}, "at most 259 rows"), ({"images": lambda v: torch.zeros(259, 1, 9, 9)}, "it needs index and answers"),
     ({"index": None, "images": lambda v: torch.zeros(259, 1, 9, 9)}, "holds images of 1x9x9, this run's are 1x8x8"),
 ]  # fmt: skip
 

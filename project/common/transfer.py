@@ -55,8 +55,8 @@ class Transfer:
     def problems(self) -> Iterator[str]:
         """What of the file cannot be, a phrase each."""
         asked = {k: v for k, v in self.columns.items() if k in ("index", "weight", "images")}
-        if set(asked) not in ({"index"}, {"index", "weight"}, {"images"}) or "answers" not in self.columns:
-            yield f"it has the columns {', '.join(self.columns) or 'none'}; it needs answers, and index, index and weight, or images"
+        if set(asked) not in ({"index"}, {"index", "weight"}, {"images"}) or not {"answers", "images"} & self.columns.keys():
+            yield f"it has the columns {', '.join(self.columns) or 'none'}; it needs index and answers, with weight or without, or images"
             return
         sizes = {len(v) if v.dim() else 0 for v in asked.values()}
         n, known = max(sizes), [0, *self.ends]
@@ -67,8 +67,8 @@ class Transfer:
         kinds = {"index": (torch.int64, 1 + ("weight" in asked)), "weight": (torch.float32, 1), "images": (torch.float32, 4)}
         for name, column in self.columns.items():
             dtype, dim = {**kinds, "answers": (torch.float32, 2)}.get(name, (column.dtype, column.dim()))
-            if column.dtype != dtype or column.dim() != dim or not dim or len(column) > n:
-                yield f"its {name} is {column.dtype} {tuple(column.shape)}; expected {dtype} of {dim} dimensions and at most {n} rows"
+            if column.dtype != dtype or column.dim() != dim or not dim or len(column) > known[-1]:
+                yield f"its {name} is {column.dtype} {tuple(column.shape)}; expected {dtype} of {dim} dimensions and at most {known[-1]} rows"
             elif bad := self.outside(name, column):
                 yield bad
 
