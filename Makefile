@@ -1,13 +1,17 @@
 # Two commands that set up everything on a fresh machine:
 #   make reproduce    the main job on Digits (no download, no GPU), to a printed table
 #   make test         the tests; make quick: those that take less than a minute together
+#   make fuzz         random options, damaged files and killed runs: MINUTES=5 of each with SEED=0 (docs/reliability.md)
 # The environment is .venv; it is made once, and again when requirements.txt changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 
-.PHONY: reproduce test quick lint clean
+MINUTES ?= 5
+SEED ?= 0
+
+.PHONY: reproduce test quick fuzz lint clean
 
 reproduce: .venv/ready
 	$(BIN)/python project/table.py digits --jobs $(JOBS)
@@ -18,6 +22,9 @@ test: .venv/dev
 quick: .venv/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(addprefix tests/test_,house.py options.py checkpoints.py blackbox.py losses.py measures.py \
 		models.py datasets.py gan.py) tests/test_scripts.py::test_a_dry_run_goes_through_and_keeps_nothing
+
+fuzz: .venv/dev
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -31,7 +38,7 @@ lint: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist ruff -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis ruff -c constraints.txt
 	@touch $@
 
 clean:

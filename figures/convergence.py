@@ -26,7 +26,8 @@ from common.cli import UsageError, cli
 
 from common.options import Parser
 from common.pictures import pyplot, save_figure
-from common.utils import save_json
+from common.utils import check_regular, save_json
+from common.values import check, real
 
 Run = tuple[str, np.ndarray, list[tuple[int, float]]]  # name, terms (syntheses, steps) by name, (epoch, accuracy in percent)
 
@@ -35,22 +36,21 @@ def read_run(argument: str) -> Run:
     """Returns the run that `NAME=FOLDER` or `FOLDER` names. UsageError for a folder without the files of an AEAHL.py run."""
     name, _, folder = argument.rpartition("=")
     folder = Path(folder)
+    hint = "give the log folder of a finished AEAHL.py run (logs/AEAHL/...)"
+    for file in (folder / "synthesis.npy", folder / "log.jsonl"):
+        check_regular(file)
     try:
         curves = np.load(folder / "synthesis.npy")
-        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    except FileNotFoundError as e:
-        raise UsageError(
-            f"no {Path(e.filename).name} in {folder}; give the log folder of a finished AEAHL.py run (logs/AEAHL/...)"
-        ) from None
-    except (ValueError, EOFError) as e:
-        raise UsageError(
-            f"{folder} has no valid synthesis.npy and log.jsonl ({e}); give the log folder of a finished AEAHL.py run"
-        ) from None
-    if not curves.dtype.names or curves.ndim != 2:
-        raise UsageError(
-            f"{folder}/synthesis.npy is not from an AEAHL.py run ({curves.dtype} {curves.shape}); run AEAHL.py again with --overwrite"
-        )
-    return name or folder.parent.name, curves, [(r["epoch"], r["accuracy"]) for r in rows if "accuracy" in r]
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        students = [(int(r["epoch"]), float(r["accuracy"])) for r in rows if "accuracy" in r]
+    except OSError as e:
+        raise UsageError(f"no {Path(e.filename or 'synthesis.npy').name} in {folder} that can be read ({e.strerror}); {hint}") from None
+    except Exception as e:  # NumPy raises what Python's tokenizer does
+        raise UsageError(f"{folder} has no valid synthesis.npy and log.jsonl ({type(e).__name__}: {e}); {hint}") from None
+    kind = getattr(curves, "dtype", np.dtype(object))
+    if not kind.names or curves.ndim != 2 or not curves.size or any(kind[n].kind != "f" for n in kind.names):
+        raise UsageError(f"{folder}/synthesis.npy is not from an AEAHL.py run ({kind} {getattr(curves, 'shape', '')}); {hint}")
+    return name or folder.parent.name, curves, students
 
 
 def summarise(runs: list[Run], fraction: float) -> dict[str, Any]:
@@ -112,10 +112,13 @@ def main(argv=None):
         "runs", nargs="+", metavar="NAME=FOLDER", help="name in the plot and log folder (logs/AEAHL/...) of each finished AEAHL.py run"
     )
     parser.add_argument(
-        "--share", type=float, default=0.8, help="threshold of `reached`: fraction of the first run's batch-norm term (default: 0.8)"
+        "--share", type=real, default=0.8, help="threshold of `reached`: fraction of the first run's batch-norm term (default: 0.8)"
     )
     parser.add_argument("--out", default="logs/convergence", help="path of the written files without extension (default: logs/convergence)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    check("share", args.share, {"gt": 0})
+    if not (out := Path(args.out)).name:
+        raise UsageError(f"--out {args.out!r}: it must be the path of a file without its extension, such as logs/convergence")
     runs = [read_run(argument) for argument in args.runs]
     if len({name for name, *_ in runs}) < len(runs):
         raise UsageError(f"two runs have the same name ({', '.join(name for name, *_ in runs)}); give NAME=FOLDER for each")
@@ -126,8 +129,8 @@ def main(argv=None):
         print(
             f"{name}: {row['syntheses']} syntheses, mean of last steps: {areas}, threshold reached at {row.get('reached')}, student {last}"
         )
-    draw(runs, Path(args.out).with_suffix(".png"))
-    save_json(Path(args.out).with_suffix(".json"), found)
+    draw(runs, out.with_name(f"{out.name}.png"))
+    save_json(out.with_name(f"{out.name}.json"), found)
     print(f"written: {args.out}.png, .json")
     return found
 

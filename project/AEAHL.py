@@ -21,7 +21,7 @@ Differs:
   - --preset dfq, zskt and dafl show the student new images at each step, from the generator in training mode.
 """
 
-from common.cli import cli
+from common.cli import allocating, cli
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,7 +42,7 @@ class Args(ReuseOptions):
     ALIASES: ClassVar = {"epochs": ("epoch",), "weight_decay": ("wd",), "milestones": ("lr_decay_milestones",)}
     ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}
 
-    temperature: float = opt(20.0, "temperature of the student's KL term", alias="t", gt=0)
+    temperature: float = opt(20.0, "temperature of the student's KL term", alias="t", ge=1e-3, le=1e3)
     hard_loss: bool = opt(False, "add a cross-entropy with hard labels to the student's loss", alias="hl")
     alpha: float = opt(0.9, "weight of the student's KL term, if --hard_loss is given", ge=0)
     beta: float = opt(0.1, "weight of the student's cross-entropy, if --hard_loss is given", ge=0)
@@ -63,7 +63,8 @@ class Args(ReuseOptions):
 def main(argv=None):
     run = start(Args, argv)
     args, teacher, student, view = run.args, run.teacher, run.student, run.data.view
-    G, lr_factors = make_generator(run)
+    with allocating("the generator", "--ngf", "--latent", "--img_size"):
+        G, lr_factors = make_generator(run)
     taps, bank = BatchNormHooks(teacher.norms() if args.w_bn else [], 0.9 if args.meta in ADAPTING else 0.0), FeatureBank()
     attack = Attack(run) if args.hard_loss and args.aea else None
 

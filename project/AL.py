@@ -33,7 +33,7 @@ from common.run import start
 class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
 
-    temperature: float = opt(2.0, "temperature of the softened probabilities", alias="t", gt=0)
+    temperature: float = opt(2.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     w_kl: float = opt(0.5, "weight of the KL term", ge=0)
     w_adv: float = opt(0.15, "weight of the adversarial term of the student's loss", ge=0)
     lr_critic: float = opt(1e-2, "learning rate of the critic (Adam)", gt=0)

@@ -12,7 +12,7 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
-from common.cli import UsageError, cli, say
+from common.cli import UsageError, allocating, cli, say
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,8 +92,9 @@ def main(argv=None):
     def plan_mixes(g):  # the purchase at a milestone: the mixes that the student is least confident about
         bought_pairs = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
         n_pairs, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)
-        pairs = draw_pairs(len(images), n_pairs + len(bought_pairs), g)
-        is_new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), bought_pairs @ torch.tensor([n, 1]))
+        with allocating("the pairs of images", "--pairs", "--lamda"):
+            pairs = draw_pairs(len(images), n_pairs + len(bought_pairs), g)
+            is_new = ~torch.isin(images.index[pairs] @ torch.tensor([n, 1]), bought_pairs @ torch.tensor([n, 1]))
         pairs = pairs[is_new][:n_pairs]
         score, weight = least_confident(run.student.eval(), run.data.view, images.x, pairs.to(run.device), weights)
         chosen = score.topk(min(n_mixes, len(score)), largest=False).indices.cpu()

@@ -13,7 +13,7 @@ Differs:
   - The default optimizer of the student is SGD at 0.1 (paper: Adam at 2e-3 on MNIST, SGD at 0.1 elsewhere).
 """
 
-from common.cli import cli
+from common.cli import allocating, cli
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,8 +48,9 @@ class Args(StudentOptions):
 def main(argv=None):
     run = start(Args, argv)
     args = run.args
-    G = Generator(args.latent, run.data.shape)
-    G = nn.Sequential(G, nn.BatchNorm2d(run.data.shape[0], affine=False)).to(run.device, memory_format=torch.channels_last)
+    with allocating("the generator", "--latent", "--img_size"):
+        G = nn.Sequential(Generator(args.latent, run.data.shape), nn.BatchNorm2d(run.data.shape[0], affine=False))
+        G = G.to(run.device, memory_format=torch.channels_last)
 
     low, high = (-run.data.mean / run.data.std, (1 - run.data.mean) / run.data.std)  # of pixels in [0, 1]
 

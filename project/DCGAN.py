@@ -13,7 +13,7 @@ Differs:
   - With hard responses every weight is 1.
 """
 
-from common.cli import cli
+from common.cli import allocating, cli
 
 from dataclasses import dataclass
 
@@ -40,8 +40,9 @@ class Args(TeacherOptions):
 def main(argv=None):
     run = start(Args, argv)
     args, teacher, K = run.args, run.teacher, run.data.classes
-    G = Generator(K, run.data.shape).to(run.device, memory_format=torch.channels_last)
-    D = Discriminator(run.data.shape, args.dropout).to(run.device, memory_format=torch.channels_last)
+    with allocating("generator and discriminator", "--img_size"):
+        nets = Generator(K, run.data.shape), Discriminator(run.data.shape, args.dropout)
+        G, D = (net.to(run.device, memory_format=torch.channels_last) for net in nets)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
     needs_queries = args.alpha > 0 and not teacher.hard
     teacher.plan(args.epochs * len(run.private) * needs_queries)

@@ -26,7 +26,7 @@ class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
 
     lr: float = 0.02
-    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     alpha: float = opt(1.0, "weight of the target-class term", ge=0)
     beta: float = opt(8.0, "weight of the term among the other classes", ge=0)
     warmup: int = opt(20, "number of epochs over which the weights of both terms rise linearly from 0", ge=0)

@@ -52,7 +52,7 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
     response: str = "logits"
     lamda: float = 1.0
     ranks: int = opt(1, "number of parts of a batch, each with its own batch-norm statistics and Sinkhorn term, as on several GPUs", ge=1)
-    mixup: float = opt(0.0, "parameter alpha of mixup's Beta distribution; 0: no mixup", ge=0)
+    mixup: float = opt(0.0, "parameter alpha of mixup's Beta distribution; 0: no mixup", ge=0, le=1e3)
 
     def presets(self) -> dict[str, Any]:
         return preset_options(self)
@@ -61,6 +61,8 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
         super().validate()
         if self.batch_size < 2 * self.ranks:
             raise UsageError(f"--ranks {self.ranks} needs at least two images in each part: use --batch_size {2 * self.ranks} or more")
+        if 0 < self.mixup < 1e-3:
+            raise UsageError(f"--mixup {self.mixup}: the Beta distribution cannot be drawn; use 0, or a number from 0.001 to 1000")
         if self.mixup and (self.cache or self.transfer):
             raise UsageError(f"--mixup {self.mixup} queries the teacher with new images at every step; leave out --cache and --transfer")
 

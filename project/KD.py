@@ -23,7 +23,7 @@ from common.run import start
 
 @dataclass
 class Args(TransferOptions):
-    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", gt=0)
+    temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     kl_scale: Literal["t2", "t", "1"] = opt(
         "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
     )

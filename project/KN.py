@@ -10,7 +10,7 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
-from common.cli import UsageError, cli
+from common.cli import UsageError, allocating, cli
 
 from dataclasses import dataclass
 from typing import Literal
@@ -84,8 +84,9 @@ def main(argv=None):
     if args.choice == "adaptive" and not args.transfer:
         rounds, action = min(args.rounds, n), images.y if args.pool else None
         if action is None:
-            pixels = run.resident(images).x.flatten(1).cpu().numpy() / 255
-            action = torch.as_tensor(kmeans2(pixels, run.data.classes, minit="++", rng=args.seed)[1]).to(images.y)
+            with allocating("the clusters of the private images (--choice adaptive)", "--lamda", "--img_size"):
+                pixels = run.resident(images).x.flatten(1).cpu().numpy() / 255
+                action = torch.as_tensor(kmeans2(pixels, run.data.classes, minit="++", rng=args.seed)[1]).to(images.y)
     policy, initial = Policy(int(action.max()) + 1).to(run.device), {k: v.clone() for k, v in run.student.state_dict().items()}
 
     def plan(g):

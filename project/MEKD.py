@@ -12,7 +12,7 @@ Differs:
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
 
-from common.cli import UsageError, cli, say
+from common.cli import UsageError, allocating, cli, say
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ from common.gan import Generator
 from common.losses import centred, kl
 from common.options import TransferOptions, dataset_tag, opt
 from common.run import Run, start
-from common.utils import run_folder, run_name
+from common.utils import check_regular, run_folder, run_name
 
 
 @dataclass
 class Args(TransferOptions):
-    temperature: float = opt(5.0, "temperature of the KL term", alias="t", gt=0)
-    gen_t: float = opt(5.0, "temperature that divides the logits before they enter the generator", gt=0)
+    temperature: float = opt(5.0, "temperature of the KL term", alias="t", ge=1e-3, le=1e3)
+    gen_t: float = opt(5.0, "temperature that divides the logits before they enter the generator", ge=1e-3, le=1e3)
     w_f: float = opt(1.0, "weight of the image term (distance between the images generated from the logits of student and teacher)", ge=0)
     w_kl: float = opt(1.0, "weight of the KL term", ge=0)
     F: Literal["1", "2"] = opt("1", "distance in the image term: L1 (1) or L2 (2)")
@@ -54,6 +54,8 @@ def find_generator(run: Run) -> Generator:
     a = run.args
     names = [run_name(a.teacher, response=r, tag=a.generator_tag) for r in (a.response, "soft")]
     paths = [run_folder(a.checkpoints_dir, "DCGAN", dataset_tag(a), name, a.seed) / "generator.pt" for name in names]
+    for path in paths:
+        check_regular(path)
     path = Path(a.generator_path or next((p for p in paths if p.exists()), paths[1]))
     more = {k: v for k, v in {"private": a.private, "tag": a.generator_tag}.items() if v}
     first = first_run(a, "DCGAN", teacher=a.teacher, seed=a.seed, lamda=a.lamda, **more)
@@ -63,7 +65,8 @@ def find_generator(run: Run) -> Generator:
     expected = {"dataset": dataset_tag(a), "lamda": a.lamda, "teacher": run.teacher.identity}
     if wrong := meta_differences(meta, expected):
         raise UsageError(f"the generator {path} does not fit this run: {', '.join(wrong)}; run: {first} --overwrite")
-    G = Generator(meta.get("latent", run.data.classes), run.data.shape).to(run.device, memory_format=torch.channels_last)
+    with allocating("the generator", "--img_size"):
+        G = Generator(meta.get("latent", run.data.classes), run.data.shape).to(run.device, memory_format=torch.channels_last)
     run.purchases.add_inherited_counts(meta.get("counts", {}))
     say(f"generator {path}: {meta.get('counts', {}).get('queries', 0):,} queries during its training")
     return run.load_weights(G, path, kind="a generator", content=(state, meta)).eval().requires_grad_(False)
@@ -97,7 +100,8 @@ def main(argv=None):
         bought = run.buy(
             lambda g: {"images": seen(generate(torch.randn(run.purchases.clip_to_budget(args.queries or n_fresh), K, generator=g)))}
         )
-        batches = run.batches(bought, generate(centred(bought["answers"]) / args.gen_t), steps=args.steps)
+        with allocating("the images that the generator makes from the answers", "--queries", "--query_budget", "--img_size"):
+            batches = run.batches(bought, generate(centred(bought["answers"]) / args.gen_t), steps=args.steps)
     else:
         batches = Draw(args.steps, draw)
     run.fit(batches, loss)

@@ -15,7 +15,7 @@ Differs:
   - With --iterations 0 the samples are the noise itself, a baseline.
 """
 
-from common.cli import cli, say
+from common.cli import allocating, cli, say
 
 from dataclasses import dataclass
 
@@ -73,7 +73,12 @@ def main(argv=None):
         columns = {"images": images, "answers": F.one_hot(samples.s, K).float()}
         return columns | {"snapshots": pixels, "margins": torch.stack(distances, 1)}
 
-    bought = run.buy(lambda g: {"sample": torch.arange(n)}, evolve, rows_per_save)
+    def plan(g):
+        with allocating("the numbers of the pseudo samples", "--samples"):
+            return {"sample": torch.arange(n)}
+
+    with allocating("the pseudo samples", "--samples", "--candidates", "--img_size"):
+        bought = run.buy(plan, evolve, rows_per_save)
     if "snapshots" in bought:
         run.notes["margins"] = bought["margins"].mean(0).tolist()
         say(f"mean distance to the decision boundary, every {SNAPSHOT_EVERY} steps: {' '.join(f'{v:.3f}' for v in run.notes['margins'])}")

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from common.datasets import novel
-from common.fewshot.episodes import EpisodeOptions, confidence_interval, episode_accuracies, features_of, roc_areas
+from common.fewshot.episodes import EpisodeOptions, confidence_interval, episode_accuracies, episodes_in_memory, features_of, roc_areas
 from common.options import Base, opt
 from common.run import start
 from common.utils import save
+from common.values import is_count
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Args(EpisodeOptions, Base):
         super().validate()
         if not self.path:
             raise UsageError("--path is missing: give a checkpoint file of --model, such as checkpoints/fewshot_meta/.../student.pt")
-        if not all(s.strip().isdigit() and int(s) for s in self.shots.split(",")):
+        if not all(is_count(s) for s in self.shots.split(",")):
             raise UsageError(f"--shots {self.shots} is not a list of positive integers; give numbers of images such as 1,5")
 
 
@@ -45,13 +46,12 @@ def main(argv=None):
     args = run.args
     images = novel(args.dataset, args.part, args.data_dir, run.device, args.img_size)
     run.load_weights(run.student, args.path, same=("shape", "normalize"))
-    features, found = features_of(run, run.student, images), {}
-    for shot in map(int, args.shots.split(",")):
-        found[f"{shot}shot"] = episode_accuracies(
-            features, images.y, args, shot, args.test_episodes, f"the {args.part} classes of {args.dataset}"
-        )
-        if args.auc:
-            found[f"{shot}shot_auc"] = roc_areas(features, images.y, args, shot, args.test_episodes)
+    with episodes_in_memory():
+        features, found, n = features_of(run, run.student, images), {}, args.test_episodes
+        for shot in map(int, args.shots.split(",")):
+            found[f"{shot}shot"] = episode_accuracies(features, images.y, args, shot, n, f"the {args.part} classes of {args.dataset}")
+            if args.auc:
+                found[f"{shot}shot_auc"] = roc_areas(features, images.y, args, shot, n)
     run.notes["fewshot"] = {"last": {name: [*confidence_interval(values)] for name, values in found.items()}}
     say(f"{args.part} classes of {args.dataset}, {args.test_episodes:,} episodes, {len(images):,} images, each encoded once:")
     for name, (mean, half) in run.notes["fewshot"]["last"].items():

@@ -19,57 +19,28 @@ A finished run is not repeated. A failed run leaves its reason in its cell, and 
 rows. A row is bold if it is better at 5 %.
 """
 
-from common.cli import RunError, UsageError, cli
+from common.cli import RunError, UsageError, cli, say
 
 import argparse
 import importlib
 import itertools
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 from common import report, results
+from common.csv_files import split_pair
 from common.datasets import spec_of
-from common.models import canonical
-from common.options import Parser, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
-from common.report import ROOT, labelled
-from common.tables import read_table, table_names
-from common.utils import clock, lookup, read_json, run_folder, save_text
+from common.options import Parser, RunOptions, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
+from common.report import labelled
+from common.runner import Runner, Task
+from common.tables import read_table, table_names, table_path
+from common.utils import lookup, run_folder, save_text
+from common.values import check, whole
 
-
-@dataclass
-class Task:
-    """One run of a script.
-
-    options: the command line as a dictionary. args: all options. folder: checkpoints and result. log: the file of its output. needs: runs
-    that must finish first. state: missing, running, done or failed. why: the reason of a failure. result: content of result.json.
-    """
-
-    script: str
-    options: dict
-    args: TeacherOptions
-    folder: Path
-    log: Path
-    needs: list["Task"] = field(default_factory=list)
-    state: str = "missing"
-    why: str = ""
-    result: dict | None = None
-
-    def command(self) -> list[str]:
-        """Returns the command line that starts the run."""
-        return [sys.executable, "-u", str(ROOT / "project" / f"{self.script}.py"), *flags(**self.options)]
-
-    def __str__(self) -> str:
-        return f"{self.script} {self.folder.parent.name} seed {self.options['seed']}"
+ROOTS = ("data_dir", "checkpoints_dir", "logs_dir")
 
 
 # ---- the runs of a table
@@ -87,58 +58,84 @@ class Plan:
         self.private = {"private": spec_of(table["private"])[0]} if table.get("private") else {}
         self.rows = {row["name"]: row for row in table["rows"]}
         others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
-        self.pairs = {pair: tuple(canonical(n.strip()) for n in pair.split("->")) for pair in [*table["pairs"], *others]}
+        self.pairs = {pair: split_pair(pair) for pair in [*table["pairs"], *others]}
         self.cells, self.by_folder = {}, {}
         for pair, seed, row in itertools.product(table["pairs"], table["seeds"], table["rows"]):
-            has_teacher = issubclass(args_of(row["script"]), TeacherOptions)
-            for budget in table.get("budgets", [0]) if has_teacher else [0]:
-                self.cells[pair, labelled(row["name"], budget), seed] = self.task_of_row(pair, row, seed, budget)
+            try:
+                self.add_row(pair, row, seed)
+            except UsageError as e:
+                raise UsageError(f"rows[{row['name']!r}]: {e}") from None
         self.tasks = list(self.by_folder.values())
 
-    def task(self, script: str, seed: int, nets: dict, extra: dict | None = None, needs: Sequence[Task] = ()) -> Task:
-        """Returns the run of a script with these options. Equal requests get the same Task. UsageError for a wrong option."""
-        table, roots = self.table, self.roots
-        given = {"dataset": self.dataset} | nets | {"seed": seed} | table.get("options", {}) | table.get("scripts", {}).get(script, {})
-        given |= (extra or {}) | {k: v for k, v in roots.items() if v != k.removesuffix("_dir")}
-        args = parse(args_of(script), flags(**given), f"project/{script}.py")
-        folder, logs = (run_folder(roots[k], script, dataset_tag(args), run_name_of(args), seed) for k in ("checkpoints_dir", "logs_dir"))
+    def add_row(self, pair: str, row: dict, seed: int) -> None:
+        """Plans the runs of a row, one for each budget."""
+        has_teacher = issubclass(args_of(row["script"]), TeacherOptions)
+        for budget in self.table.get("budgets", [0]) if has_teacher else [0]:
+            self.place(pair, labelled(row["name"], budget), seed, self.task_of_row(pair, row, seed, budget))
+
+    def place(self, pair: str, name: str, seed: int, task: Task) -> None:
+        """Gives a run its cell. UsageError for a name that another run has."""
+        if self.cells.setdefault((pair, name, seed), task) is not task:
+            raise UsageError(f"the table has another row {name!r}, of {self.cells[pair, name, seed].script}.py; give this one another name")
+
+    def read_options(self, script: str, seed: int, fixed: dict, options: dict) -> tuple[dict, RunOptions]:
+        """Returns (the command line as a dictionary, all options) of a run.
+
+        fixed: options that the table sets itself. options: those of its row. UsageError for a wrong option.
+        """
+        fixed = {"dataset": self.dataset} | fixed | {"seed": seed}
+        given = fixed | self.table.get("options", {}) | self.table.get("scripts", {}).get(script, {}) | options
+        given |= {k: v for k, v in self.roots.items() if v != k.removesuffix("_dir")}
+        try:
+            args = parse(args_of(script), flags(**given), f"project/{script}.py")
+        except UsageError as e:
+            raise UsageError(f"{script}.py: {e}") from None
+        for k, v in ({"teacher": "", "overwrite": False, "extend": False, "dry_run": False} | fixed | self.roots).items():
+            if getattr(args, k) != v:
+                raise UsageError(f"{script}.py: --{k} is {getattr(args, k)}, and a table sets it itself ({v}); leave it out of the options")
+        return given, args
+
+    def task(self, script: str, seed: int, fixed: dict, options: dict | None = None, needs: Sequence[Task] = ()) -> Task:
+        """Returns the run of a script; see read_options. Equal requests get the same Task."""
+        given, args = self.read_options(script, seed, fixed, options or {})
+        roots = (self.roots[k] for k in ("checkpoints_dir", "logs_dir"))
+        folder, logs = (run_folder(root, script, dataset_tag(args), run_name_of(args), seed) for root in roots)
         known = self.by_folder.setdefault(folder, Task(script, given, args, folder, logs / "output.log", list(needs)))
         if different := differences(args, settings(known.args)):
-            rows = f"two rows of {table['title']!r} use the folder {folder} with different options"
+            rows = f"two rows use the folder {folder} with different options"
             raise UsageError(f"{rows}: {', '.join(different)}; give one of them a tag in its options")
         return known
 
-    def task_without_teacher(self, script: str, model: str, seed: int, extra: dict | None = None) -> Task:
+    def task_without_teacher(self, script: str, model: str, seed: int, options: dict | None = None) -> Task:
         """Returns a run without a teacher. It needs the run whose network it starts from, if there is one."""
         begins = args_of(script).BEGINS
         needs = [self.task_without_teacher(begins, model, seed)] if begins else []
-        return self.task(script, seed, {"model": model}, extra, needs)
+        return self.task(script, seed, {"model": model}, options, needs)
 
     def task_of_row(self, pair: str, row: dict, seed: int, budget: int = 0) -> Task:
         """Returns the run of a row. It needs the runs that make its teacher, generator and labels."""
-        (teacher, student), options, Args = self.pairs[pair], row.get("options", {}), args_of(row["script"])
+        (teacher, student), script, options = self.pairs[pair], row["script"], row.get("options", {})
+        Args = args_of(script)
         if row.get("alone"):
-            return self.task_without_teacher(row["script"], student, seed, options)
-        teacher_task = self.teacher_task(pair, Args, options)
+            return self.task_without_teacher(script, student, seed, options)
         if not issubclass(Args, TeacherOptions):  # a student alone learns the private data set
-            private = {"dataset": self.private["private"]} if self.private else {}
-            return self.task(row["script"], seed, {"model": student}, options | private)
-        needs, more = [teacher_task], options | ({"query_budget": budget} if budget else {})
+            self.teacher_task(pair, "teacher", 0)
+            return self.task(script, seed, {"model": student, "dataset": self.private.get("private", self.dataset)}, options)
+        makers = list(self.inputs_of_row(pair, row, seed))
+        fixed = {"teacher": teacher, "model": student} | self.private | ({"query_budget": budget} if budget else {})
+        fixed |= {option: str(maker.folder / file) for maker, option, file in makers}
+        args = self.read_options(script, seed, fixed, options)[1]
+        needs = [self.teacher_task(pair, args.teacher_checkpoint()[0], args.teacher_seed)]
         needs += [self.task_without_teacher(Args.BEGINS, student, seed)] if Args.BEGINS else []
-        for script in row.get("needs", []):
-            needs.append(self.task(script, seed, {"teacher": teacher} | self.private, needs=[teacher_task]))
-            self.cells[pair, script, seed] = needs[-1]
-        for maker, option, file in self.inputs_of_row(pair, row, seed):
-            needs.append(maker)
-            more = more | {option: str(maker.folder / file)}
-        return self.task(row["script"], seed, {"teacher": teacher, "model": student} | self.private, more, needs)
+        for other in row.get("needs", []):
+            needs.append(self.task(other, seed, {"teacher": teacher} | self.private, needs=needs[:1]))
+            self.place(pair, other, seed, needs[-1])
+        return self.task(script, seed, fixed, options, [*needs, *(maker for maker, _, _ in makers)])
 
-    def teacher_task(self, pair: str, Args: type, options: dict) -> Task:
-        """Returns the run that trains a row's teacher, and gives it a row of its own."""
-        has_teacher, known = issubclass(Args, TeacherOptions), {k: v for k, v in options.items() if hasattr(Args, k)}
-        script = Args(**known).teacher_checkpoint()[0] if has_teacher else "teacher"
-        task = self.task_without_teacher(script, self.pairs[pair][0], 0)
-        self.cells[pair, "teacher" if script == "teacher" else f"teacher ({script})", 0] = task
+    def teacher_task(self, pair: str, script: str, seed: int) -> Task:
+        """Returns the run that trains a pair's teacher, and gives it a row of its own."""
+        task = self.task_without_teacher(script, self.pairs[pair][0], seed)
+        self.place(pair, "teacher" if script == "teacher" else f"teacher ({script})", seed, task)
         return task
 
     def inputs_of_row(self, pair: str, row: dict, seed: int) -> Iterator[tuple[Task, str, str]]:
@@ -151,111 +148,12 @@ class Plan:
             yield self.task_of_row(old.get("pair", pair), self.rows[old["row"]], seed), "reuse_generator_path", "generator.pt"
 
 
-def args_of(script: str) -> type:
-    """Returns the options class of a script. The import runs nothing."""
-    return importlib.import_module(script).Args
-
-
-# ---- running
-
-
-def load_results(tasks: list[Task]) -> None:
-    """Reads the results of finished runs. A result of other options marks the run as failed."""
-    for task in tasks:
-        result = read_json(task.folder / "result.json", "options")
-        if result and (different := differences(task.args, result["options"])):
-            hint = "run the script with --overwrite, or move the folder away"
-            task.state, task.why = "failed", f"{task.folder} holds a run with {', '.join(different)}; {hint}"
-        elif result:
-            task.result, task.state = result, "done"
-
-
-class Runner:
-    """Runs the missing tasks, `jobs` at a time. A run starts when all runs that it needs are done."""
-
-    def __init__(self, tasks: list[Task], jobs: int):
-        self.todo, self.jobs, self.running, self.done, self.began = (
-            [t for t in tasks if t.state == "missing"],
-            jobs,
-            {},
-            0,
-            time.monotonic(),
-        )
-        self.gpus = torch.cuda.device_count()
-        self.bar = tqdm(total=len(self.todo), unit="run", disable=not sys.stderr.isatty())
-
-    def say(self, text: str) -> None:
-        """Prints a line with the number of finished runs and the elapsed time."""
-        self.bar.write(f"[{self.done}/{len(self.todo)}] {clock(time.monotonic() - self.began)}  {text}", file=sys.stdout)
-        sys.stdout.flush()
-
-    def report_end(self, text: str) -> None:
-        """Counts one more run as ended, and prints a line."""
-        self.done += 1
-        self.say(text)
-        self.bar.update()
-
-    def run(self) -> None:
-        """Runs until nothing is missing. On Ctrl-C or SIGTERM it stops the runs, which save first, and raises RunError."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C
-        try:
-            while any(t.state in ("missing", "running") for t in self.todo):
-                self.start_ready()
-                self.collect()
-                self.bar.set_postfix_str(", ".join(str(t) for t, _ in self.running.values()))
-                time.sleep(0.2)
-        except KeyboardInterrupt:
-            for _, process in self.running.values():
-                process.send_signal(signal.SIGTERM)
-            for _, process in self.running.values():
-                process.wait()
-            raise RunError("stopped; finished runs are kept, run the same command to continue") from None
-        finally:
-            self.bar.close()
-
-    def start_ready(self) -> None:
-        """Starts runs whose needs are done, while fewer than `jobs` are running. A failed need fails the run."""
-        for task in (t for t in self.todo if t.state == "missing"):
-            if failed := [n for n in task.needs if n.state == "failed"]:
-                task.state, task.why = "failed", f"{failed[0]} failed"
-                self.report_end(f"{task}: not run, {task.why}")
-            elif len(self.running) < self.jobs and all(n.state == "done" for n in task.needs):
-                slot = next(i for i in range(self.jobs) if i not in self.running)
-                self.running[slot] = task, launch(task, self.jobs, slot % self.gpus if self.gpus else None)
-                self.say(f"{task} started")
-
-    def collect(self) -> None:
-        """Takes the results of runs that have ended."""
-        for slot, (task, process) in list(self.running.items()):
-            if process.poll() is not None:
-                del self.running[slot]
-                finish_task(task, process.returncode)
-                self.report_end(task.result["line"] if task.result else f"{task} failed: {task.why}")
-
-
-def launch(task: Task, jobs: int, gpu: int | None) -> subprocess.Popen:
-    """Starts the process of a run and returns it. The run gets cores / jobs threads, and the GPU with index `gpu` (None: all)."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    env = {"OMP_NUM_THREADS": threads} | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible_device(gpu)})
-    task.state = "running"
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(task.log, "a") as log:
-        return subprocess.Popen(task.command(), stdout=log, stderr=subprocess.STDOUT, env=env, cwd=os.getcwd(), start_new_session=True)
-
-
-def visible_device(gpu: int) -> str:
-    """Returns the name for CUDA_VISIBLE_DEVICES of the GPU with index `gpu` among those of this process."""
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return mine.split(",")[gpu] if mine else str(gpu)
-
-
-def finish_task(task: Task, status: int) -> None:
-    """Reads the result of a run that has ended with this exit status, or the last line of its log as the reason of the failure."""
-    task.result = read_json(task.folder / "result.json") if status == 0 else None
-    task.state = "done" if task.result else "failed"
-    if not task.result:
-        lines = [line for line in task.log.read_text(errors="replace").splitlines() if line.strip()]
-        task.why = (lines[-1] if lines else "no output") + f" (status {status}, {task.log})"
+def args_of(script: str) -> type[RunOptions]:
+    """Returns the options class of a script. The import runs nothing. UsageError for a file that has none."""
+    found = getattr(importlib.import_module(script), "Args", None)
+    if not (isinstance(found, type) and issubclass(found, RunOptions)):
+        raise UsageError(f"project/{script}.py has no class Args of options; docs/extending.md shows what a script looks like")
+    return found
 
 
 # ---- the command
@@ -265,21 +163,25 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Returns the options of the command line. UsageError for a wrong option or value."""
     parser = Parser(prog="project/table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("table", nargs="?", default="", help="name of a table in tables/, or path of a .toml file")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time, distributed over the GPUs (default: 1)")
-    parser.add_argument("--seeds", type=int, default=0, help="number of seeds (0 to N - 1), instead of the seeds in the table's file")
-    parser.add_argument(
-        "--against", default="", help="name of the row that the others are compared with (default: the one in the table's file, or KD)"
-    )
+    parser.add_argument("--jobs", type=whole, default=1, help="number of runs at the same time, distributed over the GPUs (default: 1)")
+    parser.add_argument("--seeds", type=whole, help="number of seeds (0 to N - 1), instead of the seeds in the table's file")
+    parser.add_argument("--against", help="name of the row that the others are compared with (default: the one in the table's file, or KD)")
     parser.add_argument("--show", action="store_true", help="print the table of the finished runs, and run nothing")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands that are missing, and run nothing")
     parser.add_argument("--docs", action="store_true", help="write the result tables in README.md and docs/ from tables/measured/")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     for name in ("data", "checkpoints", "logs"):
         parser.add_argument(f"--{name}_dir", f"--{name}-dir", default=name, help=f"folder of the {name} (default: {name})")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if not args.table and not args.docs:
         raise UsageError(f"no table given; there are: {', '.join(table_names())}, or the path of a .toml file")
-    if args.jobs < 1:
-        raise UsageError(f"--jobs {args.jobs}: it must be at least 1")
+    check("jobs", args.jobs, {"ge": 1, "le": 1024})
+    check("seeds", 1 if args.seeds is None else args.seeds, {"ge": 1, "le": 10_000})
+    for name in ROOTS:
+        setattr(args, name, folder := os.path.expanduser(getattr(args, name)))
+        check(name, folder, {})
+        if not folder.strip():
+            raise UsageError(f"--{name} {folder!r}: it must be a folder; leave it out for {name.removesuffix('_dir')}/")
     return args
 
 
@@ -305,33 +207,55 @@ def texts(table: dict, plan: Plan, against: str) -> tuple[str, str]:
     return "\n".join(text), "\n".join(tex)
 
 
+def write_files(out: Path, table: dict, plan: Plan, text: str, tex: str) -> None:
+    """Writes the table as out.md, .tex, .csv and .png. RunError where that fails."""
+    for kind, content in {"md": text, "tex": tex, "csv": report.measured(plan.cells)}.items():
+        save_text(out.with_name(f"{out.name}.{kind}"), content)
+    report.picture(table, plan.cells, out.with_name(f"{out.name}.png"))
+    say(f"written: {out}.md, .tex, .csv, .png")
+
+
 def main(argv=None):
     args = arguments(argv)
     if args.docs:
-        return print("\n".join(f"written: {path}" for path in results.write()) or "the result tables are up to date")
-    table = read_table(args.table)
+        return say("\n".join(f"written: {path}" for path in results.write()) or "the result tables are up to date")
+    table, path = read_table(args.table), table_path(args.table)
     if args.seeds:
         table["seeds"] = list(range(args.seeds))
-    names = [row["name"] for row in table["rows"]]
-    against = lookup(args.against, names, "row") if args.against else table.get("against", "KD")
-    plan = Plan(table, {f"{n}_dir": getattr(args, f"{n}_dir") for n in ("data", "checkpoints", "logs")})
-    load_results(plan.tasks)
+    against = table.get("against", "KD")
+    if args.against is not None:
+        names = [row["name"] for row in table["rows"]]
+        against = args.against if args.against in names else lookup(args.against, names, "row for --against")
+    try:
+        plan = Plan(table, {name: getattr(args, name) for name in ROOTS})
+    except UsageError as e:
+        raise UsageError(f"{path}: {e}") from None
+    for task in plan.tasks:
+        task.load_result()
     if args.dry_run:
         for task in (t for t in plan.tasks if t.state == "missing"):
-            print(shlex.join(["python", "-u", f"project/{task.script}.py", *task.command()[3:]]))
+            say(shlex.join(["python", "-u", f"project/{task.script}.py", *task.command()[3:]]))
         return
+    try:
+        finish_table(args, table, plan, against, Path(args.logs_dir) / "tables" / path.stem)
+    except KeyboardInterrupt:
+        raise RunError("stopped; finished runs are kept, run the same command to continue") from None
+
+
+def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str, out: Path) -> None:
+    """Runs what is missing (not with --show), prints the table and writes it. RunError where a run or a file failed."""
     if not args.show:
         Runner(plan.tasks, args.jobs).run()
     text, tex = texts(table, plan, against)
-    print(text, flush=True)
-    out = Path(args.logs_dir) / "tables" / Path(args.table).stem
-    save_text(out.with_suffix(".md"), text)
-    save_text(out.with_suffix(".tex"), tex)
-    save_text(out.with_suffix(".csv"), report.measured(plan.cells))
-    report.picture(table, plan.cells, out.with_suffix(".png"))
-    print(f"written: {out}.md, .tex, .csv, .png")
-    if failed := [t for t in plan.tasks if t.state == "failed"]:
-        raise RunError(f"{len(failed)} of {len(plan.tasks)} runs failed, first {failed[0]}: {failed[0].why}")
+    say(text)
+    failed = [t for t in plan.tasks if t.state == "failed"]
+    problems = [f"{len(failed)} of {len(plan.tasks)} runs failed, first {failed[0]}: {failed[0].why}"] if failed else []
+    try:
+        write_files(out, table, plan, text, tex)
+    except RunError as e:
+        problems.append(f"not all files of the table are written: {e}")
+    if problems:
+        raise RunError("; ".join(problems))
 
 
 if __name__ == "__main__":

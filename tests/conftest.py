@@ -1,6 +1,7 @@
 """Every test that runs a script does it through `script(name, ...)`, on Digits in a temporary home with tiny nets."""
 
 import importlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from common.blackbox import BlackBox
 from common.options import flags
 from common.record import Record
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's `&`: the processes of tests would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ["robustness", "table"]  # they train nothing
 FEWSHOT = ["fewshot_classifier", "fewshot_meta", "fewshot_test"]  # they have data sets of their own

@@ -227,7 +227,7 @@ def mnist_files(folder, name="MNIST", spelled="{}", n=6, packed=True, change=lam
     for part, label in (("train", 1), ("t10k", 7)):
         files = {
             f"{part}-images-idx3-ubyte": np.full((n, 28, 28), label * 10, np.uint8),
-            f"{part}-labels-idx1-ubyte": np.full(n, label, np.uint8),
+            f"{part}-labels-idx1-ubyte": np.full(n, label, np.uint8) + (np.arange(n, dtype=np.uint8) % 2 if part == "train" else 0),
         }
         for stem, x in files.items():
             content = change(stem, idx(x))
@@ -269,7 +269,11 @@ def test_flat_files_of_another_data_set_are_not_taken(tmp_path, monkeypatch):
     ("t10k-images-idx3", lambda c: idx(np.zeros(6, np.uint8)), r"t10k-images-idx3-ubyte.gz begins with 00000801; expected an idx file of images"),
     ("train-images-idx3", lambda c: b"", r"begins with nothing"),
     ("train-images-idx3", lambda c: c[:7], r"begins with 00000803; expected"),
-    ("train-labels-idx1", lambda c: idx(np.zeros(0, np.uint8)), r"contains 0 labels; expected 6"),
+    ("train-labels-idx1", lambda c: idx(np.zeros(0, np.uint8)), r"contains no labels; expected one or more"),
+    ("train-images-idx3", lambda c: struct.pack(">4I", 0x803, 2**31, 2**31, 4), r"contains no images; expected one or more"),
+    ("train-images-idx3", lambda c: struct.pack(">4I", 0x803, 2**31, 2**31, 4) + bytes(8), r"contains 8 bytes of images; expected 18,446,744,073,709,551,616 as its header"),
+    ("train-images-idx3", lambda c: struct.pack(">4I", 0x803, 6, 98, 8) + c[16:], r"contains images of 98 x 8 pixels; expected square ones"),
+    ("train-labels-idx1", lambda c: idx(np.zeros(6, np.uint8)), r"^MNIST: all 6 training images are of one class \(0\); bring its files anew$"),
 ])  # fmt: skip
 def test_bad_idx_files_are_named_with_what_is_in_them(stem, change, words, tmp_path):
     mnist_files(tmp_path / "MNIST/raw", change=lambda s, c: change(c) if s.startswith(stem) else c)
@@ -365,9 +369,11 @@ def test_mat_files(tmp_path):
         )
     path = tmp_path / "train_32x32.mat"
     for more, words in (
-        ({"y": None}, r"train_32x32.mat has no key y \(it has: X\); expected X, uint8"), ({"X": None}, r"has no key X \(it has: y\)"),
+        ({"y": None}, r"train_32x32.mat has no array y \(it has: X\); expected X, uint8"), ({"X": None}, r"has no array X \(it has: y\)"),
         ({"X": np.zeros((32, 32, 3, 4), np.uint8)}, r"contains X, uint8 \(32, 32, 3, 4\), and 5 labels"), ({"y": np.full(5, 30)}, "contains labels from 30 to 30"),
-        ({"X": np.zeros((32, 32, 3, 5))}, "contains X, float64"),
+        ({"X": np.zeros((32, 32, 3, 5))}, "contains X, float64"), ({"X": np.zeros((0, 0, 3, 5), np.uint8)}, "contains X, uint8"), ({"X": np.zeros((64, 16, 3, 5), np.uint8)}, "contains X, uint8"),
+        ({"y": np.full(5, np.nan)}, "contains labels from nan to nan; expected labels from 0 to 10"), ({"y": np.array([10, 20, 1, 1, 1])}, "contains labels from 1 to 20"),
+        ({"y": np.full(5, 1.5)}, "contains labels from 1.5 to 1.5"), ({"y": np.array([1, "a", 2, 3, 4], object)}, "contains 5 labels of type object"), ({"y": {"a": 1}}, "contains X, uint8 .32, 32, 3, 5., and 1 labels"),
     ):  # fmt: skip
         made_mat(path, **more)
         with pytest.raises(UsageError, match=words):
@@ -385,9 +391,17 @@ def test_usps_files(tmp_path):
         (tmp_path / name).write_bytes(bz2.compress("".join(line.format(k) for k in (1, 10, 5)).encode()))
     data = load("USPS", tmp_path, img_size=16)
     assert data.train.y.tolist() == [0, 9, 4] and data.train.x[0, 0, 0, :2].tolist() == [0, 255]
-    for content, words in ((b"<html></html>", "is a web page"), (bz2.compress(line.format(1).encode())[:50], "is truncated"), (bz2.compress(b"1 1:0\n"), "is truncated or damaged")):  # fmt: skip
+    for content, words in ((b"<html></html>", "is a web page"), (bz2.compress(line.format(1).encode())[:50], "is truncated"), (bz2.compress(b"1 1:0\n"), "has 1 values in line 1")):  # fmt: skip
         (tmp_path / "usps.bz2").write_bytes(content)
         with pytest.raises(UsageError, match=f"usps.bz2 {words}.*expected USPS in LIBSVM's format"):
+            load("USPS", tmp_path)
+    first = line.format(1).split()
+    for rows, words in (
+        ([first[:-1], [*first, "257:0"]], "has 255 values in line 1"), ([[first[0], "1:nan", *first[2:]]], "contains 1 images, or values outside of"), ([[first[0], "1:1.5", *first[2:]]], "values outside of"),
+        ([["0", *first[1:]]], "contains labels from -1.0 to -1.0"), ([["1.5", *first[1:]]], "contains labels from 0.5"), ([[first[0], *first[2:], "1:0"]], "or other numbers before them"), ([[]], "damaged after line 0"),
+    ):  # fmt: skip
+        (tmp_path / "usps.bz2").write_bytes(bz2.compress("".join(" ".join(row) + "\n" for row in rows).encode()))
+        with pytest.raises(UsageError, match=f"usps.bz2 .*{words}"):
             load("USPS", tmp_path)
 
 
@@ -437,8 +451,12 @@ def test_mini_imagenet_caches(protocol, tmp_path):
     for content, words in (
         ({"image_data": x}, r"mini-imagenet-cache-test.pkl contains image_data; expected a pickle of a dictionary with image_data and class_dict"),
         ({"image_data": x, "class_dict": {"a": [0, 99]}}, "has a class_dict that does not fit"), ([1], "contains list; expected"),
-        ({"image_data": x, "class_dict": {"a": list(range(39))}}, "has 1 images that class_dict does not list"),
+        ({"image_data": x, "class_dict": {"a": list(range(39))}}, "has a class_dict that does not fit: 39 rows from 0 to 38"),
         ({"image_data": x.astype(float), "class_dict": {"a": list(range(40))}}, "contains images float64"),
+        ({"image_data": x, "class_dict": {"a": list(range(20)), "b": list(range(-20, 0))}}, "does not fit: 40 rows from -20 to 19"), ({"image_data": x, "class_dict": {"a": list(range(40)), "b": [0]}}, "41 rows from 0 to 39, 40 of them different"),
+        ({"image_data": x, "class_dict": {"a": list(range(20)), 3: list(range(20, 40))}}, "contains labels of type int, str"), ({"image_data": x, "class_dict": {"a": None}}, "a dict, or lists no images"),
+        ({"image_data": x, "class_dict": [1]}, "a class_dict that is a list"), ({"image_data": x, "class_dict": {"a": list(range(40)), "b": []}}, "lists no images"), ({"image_data": [x[0], x[0, :3]], "class_dict": {}}, r"contains images float64 \(0,\)"),
+        ({"image_data": x[:, :, :7], "class_dict": {"a": list(range(40))}}, r"contains images uint8 \(40, 84, 7, 3\)"),
     ):  # fmt: skip
         put("test", content)
         with pytest.raises(UsageError, match=words):
@@ -452,3 +470,78 @@ def test_mini_imagenet_caches(protocol, tmp_path):
     (root / "miniImageNet_category_split_val.pickle").write_bytes(whole[:200])
     with pytest.raises(UsageError, match=r"split_val.pickle is truncated or no pickle .*with data and labels"):
         novel("miniImageNet", "val", tmp_path)
+
+
+@pytest.mark.parametrize("labels, words", [
+    ([0] * 19, "contains images uint8 .20, 84, 84, 3. and 19 labels"), ([0] * 19 + ["a"], "contains labels of type int, str; expected a list of names, or of integers"), ([0.5] * 20, "type float"),
+    ([[1]] * 20, "type list"), (None, "type NoneType"), ("a" * 20, "type str"), ([], "type none"),
+])  # fmt: skip
+def test_labels_of_a_mini_imagenet_pickle(labels, words, tmp_path):
+    (tmp_path / "miniImageNet").mkdir()
+    path = tmp_path / "miniImageNet/miniImageNet_category_split_test.pickle"
+    path.write_bytes(pickle.dumps({"data": np.zeros((20, 84, 84, 3), np.uint8), "labels": labels}))
+    with pytest.raises(UsageError, match=f"split_test.pickle .*{words}"):
+        novel("miniImageNet", "test", tmp_path)
+    path.write_bytes(pickle.dumps({"data": np.zeros((20, 84, 84, 3), np.uint8), "labels": np.arange(20) // 10}))
+    assert novel("miniImageNet", "test", tmp_path).y.bincount().tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("text, words", [
+    (b"filename,label\n", "has 0 rows and the columns filename, label"), (b"filename,label\na\0.png,a\n", "has an empty value or control characters in line 2"), (b"filename,label\na.png\n", "in line 2"),
+    (b"filename,label\na.png,\n", "in line 2"), ("filename,label\né.png,a\n".encode("latin1"), "cannot be read .'utf-8' codec"), (b"filename,label\n" + b"x" * 200_000 + b",a\n", "cannot be read .field larger"),
+    (b"filename,label\n\"a.png,a\n" + b"b.png,b\n" * 20_000, "cannot be read|in line"),
+])  # fmt: skip
+def test_a_damaged_csv_file_is_named(text, words, tmp_path):
+    (tmp_path / "miniImageNet").mkdir()
+    (tmp_path / "miniImageNet/test.csv").write_bytes(text)
+    with pytest.raises(UsageError, match=f"miniImageNet/test.csv .*({words})"):
+        novel("miniImageNet", "test", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "device", "folder"])
+@pytest.mark.parametrize("name, file", [
+    ("MNIST", "MNIST/raw/train-images-idx3-ubyte"), ("MNIST", "train-labels-idx1-ubyte.gz"), ("USPS", "usps.bz2"), ("SVHN", "train_32x32.mat"), ("SynDigits", "SynDigits/synth_train_32x32.mat"),
+    ("CIFAR10", "cifar-10-python.tar.gz"), ("CIFAR100", "cifar-100-python/train"), ("miniImageNet", "miniImageNet/miniImageNet_category_split_train_phase_train.pickle"),
+    ("miniImageNet", "miniImageNet/mini-imagenet-cache-train.pkl"), ("miniImageNet", "miniImageNet/train.csv"),
+])  # fmt: skip
+def test_what_is_no_file_is_named_and_not_waited_for(name, file, kind, tmp_path):
+    import os
+
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make = {
+        "pipe": os.mkfifo,
+        "link to nothing": lambda p: p.symlink_to("/nowhere/at/all"),
+        "device": lambda p: p.symlink_to("/dev/zero"),
+        "folder": os.mkdir,
+    }
+    make[kind](path)
+    words = "is a link to /nowhere/at/all, which does not exist" if kind == "link to nothing" else f"is a {kind}, not a file"
+    with pytest.raises(UsageError, match=f"{file} {words}"):
+        load(name, tmp_path)
+
+
+def test_a_held_out_set_leaves_each_class_an_image():
+    """0.9 of two images is both: the class would be unknown to the student."""
+    y = torch.tensor([0] * 20 + [1] * 2)
+    images = Images(torch.zeros(22, 1, 4, 4, dtype=torch.uint8), y)
+    with pytest.raises(UsageError, match=r"--val 0.9 leaves no training image of 1 classes \(one has 2 images\); use a smaller --val"):
+        images.split(0.9, 1, "val")
+    assert len(images.split(0.5, 1, "val")[0]) == 11 and len(images.split(0.9, 1, "private")[0]) == 20
+
+
+def test_a_data_folder_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="--data_dir .*file is not a folder; give the folder of the data sets"):
+        load("MNIST", tmp_path / "file")
+    with pytest.raises(UsageError, match="folder:: no such folder"):
+        load("folder:", tmp_path)
+    with pytest.raises(UsageError, match="folder:~nobody_of_this_name/x: no such folder"):
+        load("folder:~nobody_of_this_name/x", tmp_path)
+    with pytest.raises(UsageError, match="folder:/dev/null is no folder; give the folder"):
+        load("folder:/dev/null", tmp_path)
+
+
+def test_resizing_in_small_chunks_changes_no_pixel():
+    x = torch.randint(0, 256, (66, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resize(x, 1024)[65], resize(x[65:], 1024)[0])  # the second chunk

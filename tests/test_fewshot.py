@@ -270,7 +270,7 @@ def test_a_pickle_runs_nothing(tmp_path):
     with pytest.raises(UsageError, match="miniImageNet is not there"):
         novel("miniImageNet", "test", tmp_path)
     (tmp_path / "miniImageNet/test.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="no columns filename and label"):
+    with pytest.raises(UsageError, match="test.csv has 1 rows and the columns a, b; expected .* the columns filename and label"):
         novel("miniImageNet", "test", tmp_path)
     (tmp_path / "miniImageNet/images").mkdir()
     (tmp_path / "miniImageNet/images/1.jpg").write_text("no image")
@@ -327,7 +327,7 @@ def test_both_stages_learn_and_leave_what_one_needs(home, call):
             accuracy = episodes[f"last {shot}shot"]
             assert len(accuracy) == 50 and result["fewshot"]["last"][f"{shot}shot"] == pytest.approx([*confidence_interval(accuracy)])
         assert result["accuracy"] == result["fewshot"]["last"]["1shot"][0] > 30 and result["split"] == "test classes"
-        assert {*nets, "best", "episodes"} == {p.stem for p in folder.glob("*.pt")}
+        assert {*nets, "best", "episodes", "state"} == {p.stem for p in folder.glob("*.pt")}
     assert torch.load(folder / "head.pt", weights_only=True)["model"]["temp"] != 10
 
 
@@ -375,7 +375,7 @@ def test_killed_and_resumed_runs_end_the_same(call, monkeypatch):
                 )
                 for who in ("whole", "killed")
             )
-            a, b = (c.get("model", c) for c in (a, b))
+            a, b = ({k: v for k, v in c.get("model", c).items() if k != "checksum"} for c in (a, b))
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         assert whole["fewshot"] == again["fewshot"]
 
@@ -483,3 +483,25 @@ def test_another_start_and_another_metric(trained, tmp_path):
     own = run("fewshot_meta", tmp_path, **meta)["fewshot"]
     assert run("fewshot_meta", tmp_path, **meta, init=path, tag="init")["fewshot"] == own
     assert run("fewshot_meta", tmp_path, **meta, metric="sqr", tag="sqr")["fewshot"] != own
+
+
+def test_a_temperature_is_one_number_above_0(tmp_path):
+    from common.fewshot.episodes import learned_temperature
+
+    path = tmp_path / "student.pt"
+    torch.save({"x": torch.ones(1)}, path)
+    assert learned_temperature(path) == 10
+    for temp in (torch.tensor(5.0), torch.ones(1).half() * 5):
+        torch.save({"model": {"temp": temp}}, tmp_path / "head.pt")
+        assert learned_temperature(path) == 5
+    for temp, shown in ((torch.tensor(torch.nan), "nan"), (torch.tensor(-1.0), "-1.0"), (torch.ones(2), r"\[1.0, 1.0\]")):
+        torch.save({"model": {"temp": temp}}, tmp_path / "head.pt")
+        with pytest.raises(UsageError, match=f"head.pt: its temperature temp is '{shown}'; expected one number above 0"):
+            learned_temperature(path)
+    torch.save({"model": {"other": torch.ones(1)}}, tmp_path / "head.pt")
+    with pytest.raises(UsageError, match=r"head.pt: its temperature temp is '\[\]'"):
+        learned_temperature(path)
+    (tmp_path / "head.pt").unlink()
+    (tmp_path / "head.pt").symlink_to("/nowhere/head.pt")
+    with pytest.raises(UsageError, match="head.pt is a link to /nowhere/head.pt, which does not exist"):
+        learned_temperature(path)

@@ -4,6 +4,7 @@ from common.cli import UsageError
 
 import copy
 import json
+import os
 
 import bfa
 import convergence
@@ -149,3 +150,29 @@ def test_convergence_reads_runs_of_different_lengths(script, tmp_path, capsys):
     np.save(folders[0] / "synthesis.npy", np.zeros(3))
     with pytest.raises(UsageError, match="is not from an AEAHL.py run"):
         convergence.main([words[0]])
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("log.jsonl", b'{"accuracy": 3}\n', "no valid synthesis.npy and log.jsonl .KeyError: 'epoch'"), ("log.jsonl", b'{"epoch": 1, "accuracy": [3]}', "no valid synthesis.npy"), ("log.jsonl", b"\xff", "no valid synthesis.npy"),
+    ("synthesis.npy", b"\x93NUMPY\x01\x00v\x00{'descr': (", "no valid synthesis.npy"), ("synthesis.npy", None, "is a pipe, not a file"), ("log.jsonl", None, "is a pipe, not a file"),
+])  # fmt: skip
+def test_convergence_names_a_file_that_it_cannot_read(file, content, words, tmp_path):
+    np.save(tmp_path / "synthesis.npy", np.zeros((2, 3), [("bn", "f4")]))
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1, "accuracy": 50.0}\n')
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_bytes(content) if content else os.mkfifo(tmp_path / file)
+    with pytest.raises(UsageError, match=words):
+        convergence.main([str(tmp_path), "--out", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--share", "nan"], "--share nan"),
+        (["--share", "0"], "--share 0.0: it must be greater than 0"),
+        (["--out", ""], "--out '': it must be the path of a file"),
+    ],
+)
+def test_convergence_refuses(flags, words):
+    with pytest.raises(UsageError, match=words):
+        convergence.main(["x", *flags])

@@ -445,3 +445,28 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", forbidden)
     with pytest.raises((UsageError, RunError), match=r"bee cannot be listed \(Permission denied\)"):
         loaded(tmp_path)
+
+
+# ---- no files
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_pipes_sockets_devices_and_links_to_nothing_among_pictures_are_named(labels, tmp_path):
+    import socket
+
+    fill(tmp_path / "mine", ("ant", "bee"))
+    os.mkfifo(tmp_path / "mine/ant/pipe.png")
+    (tmp_path / "mine/ant/zero.png").symlink_to("/dev/zero")
+    (tmp_path / "mine/bee/gone.png").symlink_to("/nowhere.png")
+    os.symlink(tmp_path / "mine/bee/loop.png", tmp_path / "mine/bee/loop.png")
+    with socket.socket(socket.AF_UNIX) as s:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(tmp_path / "mine/bee")
+        s.bind("socket.png")  # its path may have 108 letters
+        os.fchdir(here)
+        os.close(here)
+    with pytest.raises(UsageError, match="5 of .* images cannot be read: ") as e:
+        loaded(tmp_path / "mine", labels=labels)
+    assert all(f"{name}.png (" in str(e.value) for name in ("pipe", "zero", "gone", "loop", "socket")) and "\n" not in str(e.value)
+    data = loaded(tmp_path / "mine", labels=labels, skip_broken=True)
+    assert len(data.train) + len(data.test) == 8

@@ -44,7 +44,7 @@ def parts(folder, **options):
 
     where = {"checkpoints_dir": folder.parent / "c", "logs_dir": folder.parent / "l", "tag": str(len(options)) + folder.name}
     made = Run(Args, flags(**where, dataset=f"folder:{folder}", **SHORT | {"dry_run": True} | options))
-    made.record.lock.close()
+    made.record.lock.release(force=True)
     return {"train": {*made.private.paths}, "test": {*made.test.paths}, "all": {*made.data.train.paths}}
 
 

@@ -152,3 +152,81 @@ def test_timm_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match="timm:NAME needs the package timm, which is not installed; run: pip install timm"):
         build("timm:resnet18", 10, (3, 32, 32))
+
+
+@pytest.mark.parametrize("name, size, words", [
+    ("torchvision:vit_b_16", 8, r"torchvision:vit_b_16 cannot take 3x8x8 images \(AssertionError: Input shape indivisible by patch size!\); use --img_size 16"),
+    ("torchvision:alexnet", 8, r"cannot take 3x8x8 images \(RuntimeError: .*\); use --img_size 64"),
+])  # fmt: skip
+def test_a_librarys_net_that_cannot_take_the_images_says_which_size_it_takes(name, size, words):
+    with pytest.raises(UsageError, match=words) as e:
+        build(name, 10, (3, size, size))
+    assert "\n" not in str(e.value)
+
+
+ODD = (
+    OWN
+    + """
+class Values(Mine):
+    def forward(self, x):
+        return super().forward(x / 2 if x.max() > 1 else x)  # the meta device has no values
+
+class Pair(Mine):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Bug(Mine):
+    def forward(self, x):
+        return undefined
+
+class Leaves(Mine):
+    def __init__(self, *a):
+        raise SystemExit(3)
+
+class Classes(Mine):
+    def __init__(self, classes, channels, size):
+        super().__init__(classes, channels, size)
+        self.more = nn.Linear(classes, classes + 1)
+
+    def forward(self, x):
+        return self.more(super().forward(x))
+
+class NoArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+number = 3
+"""
+)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("Pair", r"odd.py:Pair cannot take 1x8x8 images \(of 2 images it gives tuple, not logits \(2, 10\)\); use another model"), ("Bug", "NameError: name 'undefined' is not defined"),
+    ("Leaves", "SystemExit: 3"), ("Classes", r"of 2 images it gives \(2, 11\), not logits \(2, 10\)"), ("NoArguments", "TypeError: NoArguments.__init__"), ("number", "odd.py:number is of type int; give a class"),
+    ("", "has no name after the colon; it has: Mine"),
+])  # fmt: skip
+def test_a_net_of_the_users_own_that_fails_is_one_line(name, words, tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    with pytest.raises(UsageError, match=words) as e:
+        build(f"{tmp_path / 'odd.py'}:{name}", 10, (1, 8, 8))
+    assert "\n" not in str(e.value)
+    assert build(f"{tmp_path / 'odd.py'}:Values", 10, (1, 8, 8))(torch.ones(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("import sys; sys.exit(0)", "fails: SystemExit: 0"), ("def (", "fails: SyntaxError"), ("raise ValueError('a\\nb')", "fails: ValueError: a b"), (None, "is a pipe, not a file"),
+])  # fmt: skip
+def test_a_python_file_that_fails_is_one_line(text, words, tmp_path):
+    import os
+
+    path = tmp_path / "net.py"
+    path.write_text(text) if text else os.mkfifo(path)
+    with pytest.raises(UsageError, match=f"net.py {words}") as e:
+        canonical(f"{path}:Net")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["py:x", ".py:", "~nobody_of_this_name/x.py:a"])
+def test_names_that_are_no_files(name):
+    with pytest.raises(UsageError, match="no file '.*'; give path/to/file.py:NAME"):
+        canonical(name)

@@ -125,3 +125,90 @@ def test_a_normalisation_is_read_before_anything_else(value, right):
     else:
         with pytest.raises(UsageError, match="--normalize .*: there are half, unit, imagenet"):
             parse(Args, ["--normalize", value])
+
+
+# ---- values that nobody means
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *FEWSHOT])
+def test_two_dashes_are_no_value_of_any_option(name):
+    """argparse takes `--lr=--` for an empty list, which a comparison then cannot use."""
+    Args = importlib.import_module(name).Args
+    own = Args.__annotations__ if name != "KD" else described(Args)
+    for option in own:
+        with pytest.raises(UsageError, match=f"^'--{option}=--': -- is no value; for all options run: python script.py --help$"):
+            parse(Args, [f"--{option}=--"])
+    with pytest.raises(UsageError, match="^'--': -- is no value"):
+        parse(Args, ["--lr", "--"])
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--epochs", LONG], r"invalid int value: '9{40}\.\.\.9{20}'; give an integer of at most 18 digits"), (["--seed=²"], "invalid int value: '²'"),
+    (["--epochs", "9" * 19], "of at most 18 digits"), (["--epochs", "1_0"], "invalid int value"), (["--epochs", "٣"], "invalid int value"),
+    (["--lr", LONG], "invalid float value"), (["--lr", "1_0"], "invalid float value"), (["--lr", "1.2.3"], "invalid float value"), (["--lr", "1e400"], "--lr inf: it must be greater than 0"),
+    (["--lr", "1e-320"], "--lr 1e-320: float32 has no such number; give one of a size from 1.2e-38 to 1.7e"), (["--w=-1e-320"], "float32 has no such number"), (["--weight_decay", "5e-324"], "float32"),
+    (["--decay", LONG], r"invalid choice: '9{39}\.\.\.9{17}"), ([f"--{'x' * 5000}"], r"unknown option --x{38}\.\.\.x{20};"),
+    (["--tag", "a\0b"], r"--tag 'a\\x00b': it contains the character '\\x00'; use printable characters"), (["--data_dir", "a\nb"], r"contains the character '\\n'"),
+    (["--dataset", "folder:\ud800"], r"contains the character '\\ud800'"), (["--tag", "x" * 5000], r"--tag 'x{40}\.\.\.x{20}': it has 5,000 bytes; at most 255 are allowed between slashes"),
+    (["--data_dir", "/".join("x" * 250 for _ in range(20))], "at most 255 are allowed between slashes"), (["--teacher", "é" * 128], "it has 256 bytes"),
+    (["--data_dir", ""], "--data_dir is empty; name a folder, or leave the option out for data/"), (["--logs_dir="], "--logs_dir is empty"), (["--checkpoints_dir="], "leave the option out for checkpoints/"),
+    (["--nesterov", "--momentum", "0"], "--nesterov with --momentum 0: it needs a momentum above 0; use --momentum 0.9, or --no_nesterov"),
+    (["--val", "0.999"], "--val 0.999: it must be at least 0 and at most 0.9"), (["--lamda", "1e-9"], "--lamda 1e-09: it must be at least 1e-06 and at most 1"),
+    (["--normalize", "0.5,1e-30"], "there are half"), (["--normalize", "127.5,127.5"], "mean from 0 to 1, std from 0.001 to 10"), (["--teacher_normalize", "halt"], "--teacher_normalize halt: there are half"),
+    (["--response", "topk:²"], "--response topk:²: there are logits"), (["--response", "soft:1"], "there are logits"),
+])  # fmt: skip
+def test_what_no_number_name_or_folder_can_be_is_one_line_before_anything_is_read(argv, words):
+    with pytest.raises(UsageError, match=words) as e:
+        parse(Args, argv)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize("name, argv, words", [
+    ("KN", "--budget 1e-9", "--budget 1e-09: it must be at least 1e-06"), ("KN", "--budget 2.5", "--budget 2.5 is no number of images; give an integer, or a fraction up to 1"),
+    ("GDA", "--mixup 1e-320", "float32 has no such number"), ("GDA", "--mixup 1e-10", "--mixup 1e-10: the Beta distribution cannot be drawn; use 0, or a number from 0.001 to 1000"),
+    ("KD", "--t 1e-30", "--temperature 1e-30: it must be at least 0.001 and at most 1000"), ("fewshot_classifier", "--temperature 0", "at least 0.001"),
+    ("fewshot_test", "--path x --shots ²", "--shots ² is not a list of positive integers"), ("fewshot_test", f"--path x --shots {'9' * 250}", "is not a list of positive integers"),
+    ("DB3KD", "--basis dct+dct", r"--basis dct\+dct: dct stands twice; use each part once"), ("DB3KD", "--basis full+dct", r"full stands twice \(dct ends with full\)"),
+    ("DB3KD", "--basis surrogate+surrogate", "surrogate stands twice"), ("DB3KD", "--basis dct:²", "unknown part 'dct:²'"), ("robustness", f"--basis dct:{'9' * 200}", "unknown part"),
+    ("DB3KD", "--sr_mode mbd --budgets 1000,²", "not numbers of queries"), ("ZSDB3KD", f"--budgets {'9' * 200}", "not numbers of queries"),
+])  # fmt: skip
+def test_values_that_a_scripts_own_options_cannot_have(name, argv, words):
+    with pytest.raises(UsageError, match=words):
+        parse(importlib.import_module(name).Args, argv.split())
+
+
+def test_usual_values_are_taken_as_before():
+    args = parse(
+        Args,
+        [
+            "--epochs",
+            "+7",
+            "--w=-2.5",
+            "--lr",
+            "1E-3",
+            "--gamma",
+            ".5",
+            "--weight_decay",
+            "0",
+            "--data_dir",
+            "my data/é日本",
+            "--epochs",
+            "999999999999999999",
+        ],
+    )
+    assert (args.epochs, args.w, args.lr, args.gamma, args.weight_decay, args.data_dir) == (10**18 - 1, -2.5, 1e-3, 0.5, 0, "my data/é日本")
+    assert parse(Args, ["--nesterov"]).nesterov and parse(importlib.import_module("KN").Args, ["--budget", "100"]).budget == 100
+
+
+@pytest.mark.parametrize("name", ["meta", "hpu", "mps", "xla", "privateuseone", "cpu:1", "cuda:²", "9" * 30, "gpu", ""])
+def test_only_cpu_and_cuda_are_devices(name):
+    from common.devices import device_of
+
+    with pytest.raises(
+        UsageError, match="--device .* is not available .only cpu and cuda are supported; CUDA GPUs found: [0-9]+.; use --device cpu"
+    ):
+        device_of(parse(Args, [f"--device={name}"]))
+    assert device_of(parse(Args, ["--device", "cpu"])).type == "cpu"

@@ -301,7 +301,7 @@ def test_forbidden_and_oversized_pictures_and_dangling_links(tmp_path, monkeypat
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(Unreadable, match="^no such file$"):
+    with pytest.raises(Unreadable, match="^a link to a file that does not exist$"):
         read_picture(tmp_path / "gone.png")
     monkeypatch.setattr(Image, "open", forbidden)
     with pytest.raises(Unreadable, match="^no permission$"):
@@ -442,3 +442,37 @@ def test_tiffs_tags_are_read_as_expected():
         TiffImagePlugin.PHOTOMETRIC_INTERPRETATION,
         TiffImagePlugin.SAMPLEFORMAT,
     )
+
+
+def test_what_is_no_file_is_unreadable_at_once(tmp_path):
+    """A pipe or a device would be waited for, or read without end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (("pipe", "a pipe, a socket or a device"), ("zero", "a pipe, a socket or a device"), ("folder", "a folder")):
+        for read in (read_picture, pictures.check_header):
+            with pytest.raises(Unreadable, match=f"^{words}$"):
+                read(tmp_path / f"{name}.png")
+
+
+def test_a_picture_much_longer_than_wide_is_refused(tmp_path):
+    """Resized to a shorter side of 224 pixels, 100,000 x 1 pixels would take 17 GB."""
+    path = saved(tmp_path / "line.png", np.zeros((1, 2001, 3), np.uint8))
+    with pytest.raises(Unreadable, match="^2001 x 1 pixels, longer than 200 times its width$"):
+        read_picture(path)
+    assert read_picture(saved(tmp_path / "strip.png", np.zeros((10, 2000, 3), np.uint8))).size == (2000, 10)
+
+
+def test_a_picture_that_needs_too_much_memory_is_named(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", RAMP)
+
+    def short_of_memory(*a):
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "on_white", short_of_memory)
+    with pytest.raises(Unreadable, match="^more pixels than fit into memory$"):
+        read_picture(path)
+
+
+def test_long_names_are_cut_in_messages():
+    assert len(pictures.unreadable([("x" * 5000, "empty")], 1)) < 400

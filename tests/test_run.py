@@ -357,7 +357,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     """The system refuses files over 64 KiB, as a full disk would, in a process of its own."""
     path = tmp_path / "state.pt"
     utils.save(path, {"kept": torch.ones(3)})
-    code = "import resource, signal, sys, torch; sys.path.insert(0, sys.argv[2]); from common.cli import cli; from common.utils import save\n"
+    code = (
+        "import resource, signal, sys, torch; sys.path.insert(0, sys.argv[2]); from common.cli import cli; from common.utils import save\n"
+    )
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
     code += "cli(lambda: save(sys.argv[1], {'new': torch.ones(100000)}))"
     done = subprocess.run([sys.executable, "-c", code, str(path), str(ROOT / "project")], capture_output=True, text=True)

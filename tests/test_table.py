@@ -3,16 +3,20 @@
 from common.cli import UsageError
 
 import csv
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import CE
 import pytest
 import table
 from conftest import ROOT
+from filelock import FileLock
 
-from common import report
+from common import csv_files, report, results, runner
 from common.utils import read_json, save_json
 
 TINY = """
@@ -97,6 +101,8 @@ def test_what_waits_for_a_failed_run_is_not_run(tiny, capsys):
 
 def result(accuracy, **more):
     return {
+        "line": "a run",
+        "sources": {},
         "accuracy": accuracy,
         "best": accuracy,
         "agreement": 90.0,
@@ -121,13 +127,203 @@ def test_a_stopped_table_stops_its_runs_and_goes_on(number, tiny):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "stopped; finished runs are kept, run the same command to continue" in err and err.count("\n") == 1
-    assert subprocess.run(["pgrep", "-f", str(tiny.home)], capture_output=True).returncode == 1  # none is left
+    assert not processes_of(tiny.home)
+
+
+# ---- children, and processes of others
+
+ONE = """
+title = "One row"
+dataset = "Digits"
+pairs = ["ResNet8 -> ResNet8"]
+seeds = [0]
+rows = [{ name = "CE", script = "CE" }]
+[options]
+lamda = 0.2
+epochs = 1
+[scripts.teacher]
+epochs = 60
+"""
+
+
+@pytest.fixture
+def one(tiny):
+    """one(*flags): the command of a table of two runs in a process; its first takes some seconds."""
+    started = []
+
+    def start(*flags):
+        tiny()
+        (tiny.home / "tiny.toml").write_text(ONE)
+        command = [sys.executable, "-u", str(ROOT / "project" / "table.py"), *tiny.flags, *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    tiny.flags = [str(tiny.home / "tiny.toml"), "--checkpoints_dir", str(tiny.home / "c"), "--logs_dir", str(tiny.home / "l")]
+    start.home, start.folder = tiny.home, tiny.home / "c/teacher/Digits/ResNet8/seed0"
+    start.log = tiny.home / "l/teacher/Digits/ResNet8/seed0/output.log"
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    for pid in processes_of(tiny.home):
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(home):
+    """The ids of the scripts that run with this home; of tables none."""
+    found = subprocess.run(["pgrep", "-f", f"project/[A-Za-z]*[.]py.*{home}"], capture_output=True, text=True).stdout.split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline") for pid in found}
+    return [pid for pid, path in commands.items() if path.exists() and b"table.py" not in path.read_bytes()]
+
+
+def wait_until(so, seconds=60):
+    until = time.monotonic() + seconds
+    while not (found := so()):
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.05)
+    return found
+
+
+def test_runs_of_a_killed_table_save_and_end_and_it_goes_on(one):
+    process = one()
+    wait_until(lambda: one.log.exists() and "epoch 1" in one.log.read_text().replace("epoch  ", "epoch "))
+    process.kill()
+    wait_until(lambda: not processes_of(one.home), 15)
+    assert "stopped by SIGTERM" in one.log.read_text()
+    out, err = one().communicate(timeout=120)
+    assert "[2/2]" in out and "goes on after epoch" in one.log.read_text() and err == ""
+
+
+def test_a_run_of_another_process_is_waited_for_and_its_result_taken(one):
+    from common.earlier import is_locked
+
+    command = one("--dry_run").communicate()[0].splitlines()[0].split()[1:]
+    other = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: is_locked(one.folder))
+        other.send_signal(signal.SIGSTOP)
+        process = one()
+        assert "teacher ResNet8 seed 0 waits for another process that runs it" in process.stdout.readline()
+        time.sleep(1)  # it says so once
+        other.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        other.kill()
+        other.wait()
+    assert "teacher ResNet8 seed 0 started" not in out and "[2/2]" in out and "waits" not in out and err == "" and not one.log.exists()
+
+
+def test_the_second_ctrl_c_ends_runs_at_once(one):
+    process = one()
+    process.stdout.readline()
+    (pid,) = wait_until(lambda: processes_of(one.home))
+    os.kill(pid, signal.SIGSTOP)  # it cannot save
+    process.send_signal(signal.SIGINT)
+    assert "1 runs save and stop; Ctrl-C again ends them at once" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and "run the same command to continue" in err and err.count("\n") == 1 and not processes_of(one.home)
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A task whose log holds the output of an earlier attempt."""
+    log = tmp_path / "output.log"
+    log.write_text("CE.py: an old error\n")
+    (tmp_path / "c").mkdir()
+    return runner.Task("CE", {}, CE.Args(), tmp_path / "c", log, begins=log.stat().st_size, state="running")
+
+
+@pytest.mark.parametrize("output, status, words", [
+    ("epoch 1: 3 %\nCE.py: no images\nlast words\n", 1, "CE.py: no images (status 1, {log})"), ("epoch 1: 3 %\n\n", 1, "epoch 1: 3 % (status 1, {log})"), ("", 1, "no output (status 1, {log})"),
+    ("epoch 1: 3 %\n", -9, "it was ended by signal 9 (Killed) after: epoch 1: 3 % ({log})"), ("", -15, "it was ended by signal 15 (Terminated) ({log})"), ("all is well\n", 0, "all is well (status 0, {log})"),
+])  # fmt: skip
+def test_the_reason_of_a_failure_is_of_the_runs_own_output(output, status, words, task):
+    with open(task.log, "a") as f:
+        f.write(output)
+    runner.finish_task(task, status)
+    assert task.state == "failed" and task.why == words.format(log=task.log)
+
+
+def test_a_run_that_finds_its_folder_locked_waits(task, monkeypatch, tmp_path):
+    flags = ["--dataset", "Digits", "--checkpoints_dir", str(tmp_path / "k"), "--logs_dir", str(tmp_path / "l")]
+    folder = tmp_path / "k/CE/Digits/ResNet8/seed0"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("common.record.LOCK_WAIT", 0)
+    with FileLock(folder / ".lock"), pytest.raises(UsageError, match=runner.BUSY) as e:
+        CE.main(flags)
+    with open(task.log, "a") as f:
+        f.write(f"CE.py: {e.value}\n")
+    all_runs = runner.Runner([task], 1)
+    ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"], stdin=subprocess.PIPE)
+    ended.wait()
+    all_runs.running[0] = task, ended
+    all_runs.collect()
+    assert task.state == "waiting" and not task.why and not all_runs.running and ended.stdin.closed
+
+
+def test_a_run_that_cannot_be_started_fails_alone(task, monkeypatch):
+    task.log, task.state = task.log / "no folder" / "output.log", "missing"
+    all_runs = runner.Runner([task], 1)
+    all_runs.run()
+    assert task.state == "failed" and "it could not be started: " in task.why and "Not a directory" in task.why
+
+
+def test_a_damaged_result_fails_its_run_alone(tiny, capsys):
+    filled(tiny, CE=[90, 91], KD=[92, 93])
+    (tiny.home / "c/CE/Digits/ResNet8/seed0/result.json").write_text("{")
+    with pytest.raises(table.RunError, match="1 of 9 runs failed, first CE ResNet8 seed 0: .*result.json is truncated"):
+        table.main([*tiny(), "--show"])
+    out = capsys.readouterr().out
+    assert "91.00 (1 of 2 seeds; failed: " in out and "92.50 ± 0.71" in out
+
+
+# ---- the printed table and its files
+
+
+def test_an_ascii_terminal_shows_a_table(tiny):
+    filled(tiny, CE=[90, 91], KD=[92, 93])
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "project" / "table.py"), *tiny(), "--show"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | plain)
+    assert done.returncode == 0 and done.stderr == b"" and b"92.50 +- 0.71" in done.stdout
+    assert "92.50 ± 0.71" in (tiny.home / "l/tables/tiny.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_written_is_said_after_the_table(tiny, capsys, monkeypatch):
+    filled(tiny, CE=[90, 91], KD=[92, 93])
+    (tiny.home / "l").write_text("a file")
+    with pytest.raises(table.RunError, match="^not all files of the table are written: cannot write in .*/l/tables: "):
+        table.main([*tiny(), "--show"])
+    assert "92.50 ± 0.71" in capsys.readouterr().out
+    (tiny.home / "l").unlink()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("common.utils.os.fsync", full)
+    with pytest.raises(table.RunError, match=r"^not all files of the table are written: could not save .*tiny.md: No space left on device"):
+        table.main([*tiny(), "--show"])
+    assert "92.50 ± 0.71" in capsys.readouterr().out and not list((tiny.home / "l/tables").iterdir())
+
+
+def test_any_title_and_name_can_be_drawn_and_written(tiny):
+    filled(tiny, CE=[90, 91], KD=[92, 93])
+    flags = tiny()
+    path = tiny.home / "tiny.toml"
+    path.write_text(path.read_text().replace("Tiny & quick", "$\\\\frac{ 100 %").replace('name = "CE"', 'name = "$x_{ ~^ # & <|>"'))
+    path = path.rename(tiny.home / "v1.2.toml")
+    table.main([str(path), *flags[1:], "--show"])
+    written = {p.name: p for p in (tiny.home / "l/tables").iterdir()}
+    assert set(written) == {"v1.2.md", "v1.2.tex", "v1.2.csv", "v1.2.png"}
+    assert "\\$x\\_\\{ \\textasciitilde{}\\textasciicircum{} \\# \\& <|>" in written["v1.2.tex"].read_text()
 
 
 def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
     pair = {"dataset": "Digits", "teacher": "ResNet8", "student": "ResNet8"}
-    rows = [{"paper": "ours", "method": "KD", "value": "90.00"} | pair, {"paper": "other", "method": "CE", "value": "1"} | pair]
-    monkeypatch.setattr(report.csv, "DictReader", lambda f: rows)
+    rows = [{"paper": "ours", "method": "KD", "value": 90.0} | pair, {"paper": "other", "method": "CE", "value": 1.0} | pair]
+    monkeypatch.setattr(csv_files, "read_published", lambda: rows)
     folder = tiny.home / "c" / "KD" / "Digits" / "ResNet8_to_ResNet8"
     for seed, accuracy in enumerate((91.0, 92.0)):
         save_json(folder / f"seed{seed}" / "result.json", result(accuracy))
@@ -146,7 +342,10 @@ def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch
     assert dict(zip(lines["method"], lines["CE"], strict=True))["accuracy (last), %"] == "(not run)"
 
 
-@pytest.mark.parametrize("name, words", [("digit", "there are: .*digits"), ("/nowhere.toml", "no table")])
+@pytest.mark.parametrize(
+    "name, words",
+    [("digit", r"no table 'digit' \(did you mean digits\?\); there are: .*digits"), ("/nowhere.toml", "no file /nowhere.toml")],
+)
 def test_unknown_tables(name, words):
     with pytest.raises(UsageError, match=words):
         table.main([name])
@@ -157,25 +356,75 @@ def test_unknown_tables(name, words):
     [
         ([], "no table given; there are: .*digits"),
         (["digits", "--job", "2"], "did you mean --jobs"),
-        (["digits", "--jobs", "0"], "--jobs 0"),
+        (["digits", "--jobs", "0"], "--jobs 0: it must be at least 1 and at most 1024"),
+        (["digits", "--seeds", "0"], "--seeds 0: it must be at least 1"),
+        (["digits", "--seeds", "-1"], "--seeds -1: it must be at least 1"),
+        (["digits", "--seeds", "10001"], "--seeds 10001: .* at most 10000"),
+        (["digits", "--seeds", ""], "--seeds: invalid int value: ''"),
+        (["digits", "--seeds", "²"], "--seeds: invalid int value: '²'"),
+        (["digits", "--seeds", "9" * 5000], "--seeds: invalid int value: '9+...9+'"),
+        (["digits", "--seeds=--"], "--seeds"),
+        (["digits", "--against", ""], "no row for --against ''; there are: CE"),
+        (["digits", "--against=--"], "--"),
+        (["digits", "--against", "KDD"], r"no row for --against 'KDD' \(did you mean D?KD\?\)"),
+        (["digits", "--logs_dir", ""], "--logs_dir '': it must be a folder; leave it out for logs/"),
+        (["digits", "--checkpoints_dir="], "--checkpoints_dir '': it must be a folder"),
     ],
 )
-def test_bad_flags(argv, words):
-    with pytest.raises(UsageError, match=words):
+def test_bad_flags(argv, words, monkeypatch):
+    monkeypatch.setattr(table, "Plan", None)  # nothing is planned
+    with pytest.raises(UsageError, match=words) as e:
         table.main(argv)
+    assert len(str(e.value)) < 1500 and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("colour = 1", "has unknown keys colour; there are: against"), ("dataset = 3 3", "tiny.toml"), ('dataset = "Digits"', "lacks pairs, rows, seeds, title"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", script = "XX" }]', "has a row 'x' with script 'XX', which project/ does not have"),
-    ('title = "x"\ndataset = "Digits"\npairs = ["ResNet8"]\nseeds = [0]\nrows = []', "has a pair 'ResNet8' that is not of the form"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nrows = [{ name = "x", skript = "KD" }]', "has a row 'x' with unknown keys skript; there are: alone"),
-    ('title = "x"\ndataset = "Digits"\npairs = []\nseeds = [0]\nagainst = "KN"\nrows = [{ name = "x", script = "KD" }]', "has against 'KN', which is no row's name"),
-])  # fmt: skip
-def test_a_wrong_table_is_one_line(text, words, tmp_path):
+@pytest.mark.parametrize("change, words", {
+    'colour = 1': "colour is an unknown key; there are: like, title", 'dataset = 3 3': "tiny.toml: Expected newline", 'title = true': "title is True: it must be a text",
+    'title = "a\\nb"': r"title is 'a\\nb': it contains the character '\\n'", 'dataset = 5': "dataset is 5: it must be a text", 'dataset = "MNITS"': r"dataset: no data set 'MNITS' \(did you mean MNIST\?\)",
+    'private = "x"': "private: no data set 'x'", 'paper = "MEKT"': r"paper: no paper 'MEKT' \(did you mean MEKD\?\)", 'pairs = []': "pairs is .*: it must be a list of one or more pairs",
+    'pairs = "x"': "pairs is 'x': it must be a list", 'pairs = [3]': r"pairs\[0\] is 3: it must be a text", 'pairs = ["ResNet8"]': "'ResNet8' is not of the form 'ResNet32 -> ResNet8'",
+    'pairs = ["ResNet8 -> ResNet9"]': r"pairs\[0\]: no model 'ResNet9' \(did you mean", 'pairs = ["ResNet8 -> ResNet14", "resnet8->ResNet14"]': "pairs has .* twice",
+    'seeds = "3"': "seeds is '3': it must be a list of one or more seeds", 'seeds = []': "seeds is", 'seeds = [-1]': r"seeds\[0\] is -1: it must be at least 0", 'seeds = [4294967296]': "at most 4294967295",
+    'seeds = [true]': r"seeds\[0\] is True: it must be a whole number", f'seeds = [{hex(16**5000)}]': "too long to show", f'seeds = [{"9" * 5000}]': "4300 digits", 'seeds = [1, 0, 1]': "seeds has 1 twice",
+    'rows = 3': "rows is 3: it must be a list of one or more rows", 'rows = [3]': r"rows\[0\] is 3: it must be a table with the keys name, script", 'rows = [{ script = "KD" }]': r"rows\[0\].name is missing",
+    'rows = [{ name = "x", script = "XX" }]': r"rows\['x'\].script: no script 'XX'", 'rows = [{ name = "x", script = "table" }]': "no script 'table'", 'rows = [{ name = "x", skript = "KD" }]': r"rows\['x'\].skript is an unknown key",
+    'rows = [{ name = "x", script = "KD" }, { name = "x", script = "CE" }]': "rows has 'x' twice", 'rows = [{ name = " ", script = "KD" }]': "' ' is no name", 'rows = [{ name = "teacher", script = "CE" }]': "another row 'teacher', of teacher.py",
+    'rows = [{ name = "x", script = "KD", options = 3 }]': r"rows\['x'\].options is 3: it must be a table of options", 'rows = [{ name = "x", script = "KD", options = { t = [1] } }]': r"rows\['x'\].options.t is \[1\]: it must be a text, a number",
+    'rows = [{ name = "x", script = "KD", options = { t = nan } }]': "options.t is nan: it must be a finite number", 'rows = [{ name = "x", script = "KD", options = { help = true } }]': "'help' is no option",
+    'rows = [{ name = "x", script = "KD", options = { "" = 1 } }]': "'' is no option", 'rows = [{ name = "x", script = "KD", options = { seed = 3 } }]': r"rows\['x'\]: KD.py: --seed is 3, and a table sets it itself \(0\)",
+    'rows = [{ name = "x", script = "KD", options = { student = "ResNet14" } }]': "--model is ResNet14, and a table sets it", 'rows = [{ name = "x", script = "KD", options = { dry-run = true } }]': "--dry_run is True, and a table",
+    'rows = [{ name = "x", script = "KD", alone = 1 }]': "alone is 1: it must be true or false", 'rows = [{ name = "x", script = "KD", alone = true, needs = ["DCGAN"] }]': "alone does not go with needs",
+    'rows = [{ name = "x", script = "MEKD", needs = "DCGAN" }]': "needs is 'DCGAN': it must be a list of one or more scripts", 'rows = [{ name = "x", script = "MEKD", needs = ["MEKD"] }]': "the row's own script MEKD",
+    'rows = [{ name = "x", script = "AEAHL", reuse = { pair = "ResNet8 -> ResNet8" } }]': "reuse.row is missing", 'rows = [{ name = "x", script = "AEAHL", reuse = { row = "x" } }]': "in a circle: 'x' -> 'x'",
+    'rows = [{ name = "x", script = "KD", labels = "y" }, { name = "y", script = "KD", labels = "x" }]': "in a circle: 'x' -> 'y' -> 'x'|in a circle: 'y' -> 'x' -> 'y'", 'rows = [{ name = "x", script = "KD", published = "KDD" }]': "no method in published.csv 'KDD'",
+    'against = "KN"': "against: no row 'KN'; there are: CE, KD", 'against = 1': "against is 1: it must be a text", 'budgets = [0]': r"budgets\[0\] is 0: it must be at least 1", 'budgets = 5': "budgets is 5", 'like = 5': "like is 5: it must be a text",
+    'like = "digts"': r"no table 'digts' \(did you mean digits\?\)", 'options = 3': "options is 3", 'scripts = { KX = { t = 1 } }': "a key of scripts: no script 'KX'; there are: AEAHL", 'scripts = { KD = 3 }': "scripts.KD is 3: it must be a table of options",
+}.items(), ids=lambda v: v[:60])  # fmt: skip
+def test_a_wrong_table_is_one_line(change, words, tmp_path):
+    """Each change replaces the key of a table that is right."""
+    key = change.split(" = ")[0]
+    table_as_is = {
+        "title": '"x"',
+        "dataset": '"Digits"',
+        "pairs": '["ResNet8 -> ResNet8"]',
+        "seeds": "[0]",
+        "rows": '[{ name = "CE", script = "CE" }, { name = "KD", script = "KD" }]',
+    }
+    text = "\n".join([*(f"{k} = {v}" for k, v in table_as_is.items() if k != key), change])
     (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(UsageError, match=words) as e:
+        table.main([str(tmp_path / "tiny.toml"), "--dry_run"])
+    assert "\n" not in str(e.value) and len(str(e.value)) < 1500 and str(tmp_path / "tiny.toml") in str(e.value)
+
+
+@pytest.mark.parametrize("make, words", {
+    lambda p: p.write_bytes(b'title = "x"\n# \xff'): "line 2: found the byte 0xff, expected UTF-8 text", lambda p: p.mkdir(): "is a folder, not a file", os.mkfifo: "is a pipe, not a file",
+    lambda p: p.symlink_to("nowhere"): "is a link to nowhere, which does not exist", lambda p: p.write_text("a = " + "[" * 5000): "too many brackets", lambda p: p.write_text("a" + ".a" * 5000 + " = 1"): "a is an unknown key",
+}.items(), ids="bytes folder pipe link brackets dots".split())  # fmt: skip
+def test_what_is_no_table_is_named(make, words, tmp_path):
+    make(tmp_path / "x.toml")
     with pytest.raises(UsageError, match=words):
-        table.main([str(tmp_path / "tiny.toml")])
+        table.main([str(tmp_path / "x.toml"), "--show"])
 
 
 def test_a_result_of_other_settings_is_not_the_tables(tiny, capsys):
@@ -213,6 +462,77 @@ def test_published_numbers_are_numbers_with_a_source():
     assert known["logit KD tables", "CIFAR100", "ResNet56", "ResNet20", "KD"] == "70.66"
     assert known["AEAHL-RG", "CIFAR10", "VGG11_BN", "ResNet18", "AEAHL-RG"] == "91.24"
     assert known["MEKD", "ImageNet", "ResNet50", "ResNet34", "MEKD soft"] == "59.89"
+
+
+@pytest.mark.parametrize("change, words", [
+    (("value,confidence", "value"), "line 1: found no column confidence, expected paper, dataset"), (("paper,", "papers,"), "line 1: found the unknown column 'papers', expected paper"),
+    (("70.66,", "70.66.,"), r"line \d+, column value: found '70.66.', expected a number from 0 to 100"), (("70.66,", "nan,"), "column value: found 'nan', expected a number"),
+    (("70.66,", "170.66,"), "column value: found '170.66', expected a number from 0 to 100"), (("70.66,", ","), "column value: found '', expected a number"), (("70.66,", "70.66,1,"), r"line \d+: found 10 columns, expected 9 as in line 1"),
+    (("ResNet20,KD,70.66,A,", "ResNet20,KD,"), r"line \d+: found 7 columns, expected 9 as in line 1"), (("70.66,A", "70.66,E"), "column confidence: found 'E', expected one of A, B, C, D"),
+    (("ResNet56,ResNet20,DKD,", "ResNet56,ResNet20,KD,"), r"line \d+: found the paper, dataset, teacher, student, method of line \d+ again, expected others"), (("70.66", '"70.66'), "found .*, expected "),
+])  # fmt: skip
+def test_a_wrong_published_number_is_named(change, words, tmp_path, monkeypatch):
+    text = (ROOT / "tables/published.csv").read_text()
+    assert change[0] in text
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/published.csv").write_text(text.replace(*change, 1))
+    monkeypatch.setattr(csv_files, "ROOT", tmp_path)
+    with pytest.raises(UsageError, match=f"tables/published.csv, {words}|tables/published.csv, line .*{words}"):
+        report.published("MEKD")
+
+
+@pytest.mark.parametrize("change, words", [
+    (("ResNet20 -> ResNet8,0", "ResNet20 -> ResNet8,zero"), "line 2, column seed: found 'zero', expected a whole number from 0 to 4294967295"), (("ResNet20 -> ResNet8,0", "ResNet20,0"), "line 2, column pair: found 'ResNet20', expected a pair"),
+    ((",97.2,97.4,", ",x,97.4,"), "line 2, column accuracy: found 'x', expected a number from 0 to 100"), (("11.5,834", ",834"), "line 2, column seconds: found '', expected a number of at least 0"),
+    (("dataset=Digits", "dataset"), "line 2, column options: found .*, expected options as name=value"), (("dataset=Digits", "'dataset=Digits"), "column options"), ((",peak_mb", ",peak"), "found the unknown column 'peak'"),
+    ((",0,0,0,0,0,0,,,,11.5", ",0,0,0,0,0,0,1.5,,,11.5"), "line 2: found synthetic_median, expected all of synthetic_median, private_median, closer or none"),
+])  # fmt: skip
+def test_a_wrong_measured_number_is_named(change, words, tmp_path):
+    text = (ROOT / "tables/measured/digits-cpu.csv").read_text()
+    assert change[0] in text
+    (tmp_path / "x.csv").write_text(text.replace(*change, 1))
+    with pytest.raises(UsageError, match=f"x.csv, (line 1: )?{words}|x.csv, line .*{words}"):
+        csv_files.read_measured(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text(text.splitlines(keepends=True)[0])
+    with pytest.raises(UsageError, match="x.csv: found no rows, expected one or more"):
+        csv_files.read_measured(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"accuracy": "high"}, "its accuracy is of type str"), ({"accuracy": float("nan")}, "accuracy is nan: it must be a finite number"), ({"copying": {"closer": 1}}, "copying.private_median is missing|copying.synthetic_median is missing"),
+    ({"fewshot": {"last": {"1shot": 50.0, "5shot": [1, 2]}}}, "fewshot.last.1shot is 50.0: it must be a list of 2 values"), ({"bytes": 10**400}, "bytes is 1.*: it must be a number"),
+])  # fmt: skip
+def test_a_result_that_cannot_be_shown_fails_its_run(change, words, tiny):
+    save_json(tiny.home / "c/CE/Digits/ResNet8/seed0/result.json", result(90) | change)
+    with pytest.raises(table.RunError, match=f"1 of 9 runs failed, first CE ResNet8 seed 0: .*result.json: ({words})"):
+        table.main([*tiny(), "--show"])
+
+
+def test_a_page_of_measured_numbers_needs_its_table_and_its_pairs(tmp_path, monkeypatch):
+    folder = tmp_path / "tables/measured"
+    folder.mkdir(parents=True)
+    (folder / "nothing-cpu.csv").write_text((ROOT / "tables/measured/digits-cpu.csv").read_text())
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    with pytest.raises(UsageError, match="nothing-cpu.csv: no table tables/nothing.toml"):
+        results.Measured("nothing-cpu")
+    (folder / "nothing-cpu.csv").rename(folder / "digits-cpu.csv")
+    with pytest.raises(UsageError, match="no pair in digits-cpu.csv 'ResNet8 -> ResNet8'.*; there are: ResNet20 -> ResNet8"):
+        results.filled("<!-- measured: digits-cpu; pair: ResNet8 -> ResNet8 -->\n<!-- end -->")
+
+
+def test_what_a_table_writes_is_read_again(tiny):
+    more = {
+        "copying": {"synthetic_median": 2.5, "private_median": 1.5, "closer": 0.01},
+        "fewshot": {"last": {"1shot": [50.0, 0.2], "5shot": [70.0, 0.1]}},
+    }
+    save_json(
+        tiny.home / "c/CE/Digits/ResNet8/seed0/result.json",
+        result(90.123456, **more, needs="hard", device="CPU, 1 thread", versions={"torch": "2"}, options={"lamda": 0.2}),
+    )
+    table.main([*tiny(), "--show"])
+    (row,) = csv_files.read_measured(tiny.home / "l/tables/tiny.csv")
+    assert (row["accuracy"], row["seed"], row["pair"], row["device"]) == (90.1235, 0, "ResNet8 -> ResNet8", "CPU, 1 thread")
+    assert (row["synthetic_median"], row["5shot_half"], row["versions"], "top5" in row) == (2.5, 0.1, "torch 2", False)
 
 
 # ---- is a difference chance?
@@ -334,14 +654,14 @@ def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys):
 
 def test_labels_of_an_unknown_row_are_one_line(tmp_path):
     (tmp_path / "labels.toml").write_text(LABELS.replace('labels = "MBD" },\n]', 'labels = "BD" },\n]'))
-    with pytest.raises(UsageError, match="row 'MBD' with the labels of 'BD', which is no row's name"):
+    with pytest.raises(UsageError, match=r"rows\['MBD'\].labels: no row 'BD' \(did you mean MBD\?\)"):
         table.main([str(tmp_path / "labels.toml"), "--dry_run"])
 
 
 def test_tables_that_are_like_each_other_are_one_line(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.toml").write_text(f'like = "{tmp_path}/{other}.toml"')
-    with pytest.raises(UsageError, match="it is `like` itself, by way of a, b"):
+    with pytest.raises(UsageError, match="like leads in a circle, by way of a, b"):
         table.main([str(tmp_path / "a.toml"), "--show"])
 
 
@@ -362,14 +682,14 @@ pairs = ["ResNet14 -> ResNet8"]
     table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
     lines = capsys.readouterr().out.splitlines()
     assert sum("project/teacher.py" in line for line in lines) == 2 and sum("project/AEAHL.py" in line for line in lines) == 2 * 4
-    fixed, again = (next(line for line in lines if f"--tag {t} " in line and "--seed 1" in line) for t in ("fix", "again"))
+    fixed, again = (next(line for line in lines if f"--tag {t}" in line and "--seed 1" in line) for t in ("fix", "again"))
     assert (
         "--teacher ResNet14" in fixed
         and "--reuse_generator_path checkpoints/AEAHL/Digits/ResNet20_to_ResNet8-inside/seed1/generator.pt" in fixed
     )
     assert "--reuse_generator_path checkpoints/AEAHL/Digits/ResNet14_to_ResNet8-inside-fix/seed1/generator.pt" in again
     (tmp_path / "reuse.toml").write_text(text.replace('row = "RG", pair', 'row = "GR", pair'))
-    with pytest.raises(UsageError, match="row 'reused' that reuses .*'GR'"):
+    with pytest.raises(UsageError, match=r"rows\['reused'\].reuse.row: no row 'GR'"):
         table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
 
 

@@ -20,7 +20,8 @@ def kl(s: Tensor, t: Tensor, tau: float = 1.0, scale: Scale = "t2", hard: bool =
     scale: `t2` is the factor tau^2, which keeps the size of gradients if tau changes; `t` is tau (MEKD's released code); `1` is none.
     A constant added to a row of s or t does not change the result, so that log-probabilities can be used as logits.
     """
-    assert s.shape == t.shape, (s.shape, t.shape)  # broadcasting would otherwise hide the error
+    if s.shape != t.shape:  # broadcasting would otherwise hide the error
+        raise ValueError(f"kl: logits of the shapes {tuple(s.shape)} and {tuple(t.shape)}")
     if hard:
         return F.cross_entropy(s, t)
     log_s, log_t = F.log_softmax(s / tau, 1), F.log_softmax(t / tau, 1)  # (B, K)

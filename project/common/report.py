@@ -6,6 +6,7 @@
 import csv
 import io
 import math
+import re
 import shlex
 import statistics
 import textwrap
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .blackbox import KINDS
+from .csv_files import MEASURED, published, split_pair
 from .datasets import spec_of
-from .models import canonical
 from .pictures import pyplot, save_figure
 from .significance import holm, paired, seeds_needed
 
@@ -25,31 +26,22 @@ if TYPE_CHECKING:
 Cells = dict[tuple[str, str, int], Any]  # {(pair, row's name, seed): Task}
 Row = dict[str, str]  # {column: text}
 Differences = dict[str, tuple[float, tuple[float, float], float, int]]  # {row's name: (mean, interval, p, seeds)}
-ROOT = Path(__file__).resolve().parent.parent.parent
 LEVEL = 0.05  # of the tests that make a row bold
 MARKS = "os^Dv<>PhX*"  # eleven, where colours are ten: their pairs repeat late
-
-
-def published(paper: str) -> dict[tuple[str, str, str, str], float]:
-    """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
-    with open(ROOT / "tables" / "published.csv", newline="") as f:
-        mine = [r for r in csv.DictReader(f) if r["paper"] == paper]
-    return {(r["dataset"], r["teacher"], r["student"], r["method"]): float(r["value"]) for r in mine}
 
 
 # ---- cells
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, as a cell shows it."""
-    return f"{statistics.mean(values):,.{digits}f}"
+    """The mean, as a cell shows it; `-` for none."""
+    return f"{statistics.mean(values):,.{digits}f}" if values else "-"
 
 
-def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """`mean ± standard deviation`, the latter from two values on; `-` for none."""
-    values = [v for v in values if v is not None]
-    if len(values) < 2:
-        return mean(values, digits) if values else "-"
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """`mean ± standard deviation`, the latter from two finite values on; `-` for none."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return mean(values, digits)
     return f"{mean(values, digits)} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -69,7 +61,7 @@ def tasks_of(cells: Cells, pair: str, name: str) -> dict:
 def accuracies(cells: Cells, pair: str, name: str) -> dict[int, float]:
     """{seed: accuracy} of the runs that there are."""
     results = {seed: t.result for seed, t in tasks_of(cells, pair, name).items() if t.result}
-    return {seed: r["accuracy"] for seed, r in results.items() if "accuracy" in r}
+    return {seed: r["accuracy"] for seed, r in results.items() if r.get("accuracy") is not None}
 
 
 def compare(cells: Cells, pair: str, names: Sequence[str], against: str) -> Differences:
@@ -96,7 +88,7 @@ def warning(differences: Differences) -> str:
 def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Row], Differences]:
     """(a list of {column: text} for one pair in the file's order, the differences that `compare` gives)."""
     paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
-    teacher, student = (canonical(n.strip()) for n in pair.split("->"))
+    teacher, student = split_pair(pair)
     papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
     names = list(dict.fromkeys(n for p, n, _ in cells if p == pair))
     differences, rows = compare(cells, pair, names, against), []
@@ -104,7 +96,7 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
         mine = tasks_of(cells, pair, name).values()
         results = [t.result for t in mine if t.result]
         got = {
-            key: [r.get(key) for r in results]
+            key: [r[key] for r in results if r.get(key) is not None]
             for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds")
         }
         row = {"method": name, "needs": needs_of(next(iter(mine)))}
@@ -120,8 +112,7 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
         row |= {"KL to teacher": spread(got["teacher_kl"], 3), "ECE, %": spread(got["ece"], 1)}
         if any(got["queries"]):
             row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
-        if results:
-            row["minutes"] = mean([v / 60 for v in got["seconds"]])
+        row["minutes"] = mean([v / 60 for v in got["seconds"]])
         method = papers.get(name, name)
         value = paper.get((dataset, teacher, student, method), paper.get((dataset, teacher, "", method)))  # some sources name no student
         if value is not None:
@@ -210,12 +201,11 @@ def markdown(rows: list[Row]) -> str:
 
 def latex(rows: list[Row], caption: str) -> str:
     """A LaTeX tabular; the caption stands in a comment."""
-    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"})
-    columns = columns_of(rows)
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    special, columns = str.maketrans(special | {"\\": "\\textbackslash{}"}), columns_of(rows)
 
     def cell(text):
-        bold, text = text.startswith("**"), text.strip("*").translate(special)
-        return f"\\textbf{{{text}}}" if bold else text
+        return re.sub(r"\*\*(.*?)\*\*", r"\\textbf{\1}", text.translate(special))
 
     lines = [" & ".join(cell(c) for c in columns) + " \\\\ \\hline"]
     lines += [" & ".join(cell(r.get(c, "-")) for c in columns) + " \\\\" for r in rows]
@@ -233,34 +223,17 @@ def settings_of_rows(cells: Cells) -> list[str]:
 
 def measured(cells: Cells) -> str:
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
-    keys = "method pair seed needs accuracy best top5 agreement teacher_kl ece teacher_accuracy queries repeated".split()
-    keys += [
-        *KINDS,
-        "bytes",
-        "1shot",
-        "1shot_half",
-        "5shot",
-        "5shot_half",
-        "synthetic_median",
-        "private_median",
-        "closer",
-        "seconds",
-        "peak_mb",
-        "device",
-    ]
-    lines = []
+    out = io.StringIO()
+    writer = csv.DictWriter(out, MEASURED, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
     for (pair, name, seed), task in cells.items():
         if r := task.result:
-            row = {k: (r | r.get("copying", {})).get(k, "") for k in keys} | {"method": name, "pair": pair, "seed": seed}
+            row = {k: (r | r.get("copying", {})).get(k, "") for k in MEASURED} | {"method": name, "pair": pair, "seed": seed}
             tested = r.get("fewshot", {}).get("last", {})
             row |= {f"{shot}{end}": value for shot, pair in tested.items() for end, value in zip(("", "_half"), pair, strict=True)}
-            row |= {"versions": " ".join(f"{k} {v}" for k, v in r["versions"].items())}
+            row |= {"versions": " ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())}
             row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
-            lines.append({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*keys, "versions", "options"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+            writer.writerow({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
     return out.getvalue()
 
 
@@ -270,6 +243,7 @@ def measured(cells: Cells) -> str:
 def picture(table: dict, cells: Cells, path: Path) -> None:
     """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
     plt = pyplot()
+    plt.rcParams["text.parse_math"] = False  # names of rows may hold $
 
     fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(6.4 * len(table["pairs"]), 5.4), squeeze=False, layout="constrained")
     for ax, pair in zip(axes[0], table["pairs"], strict=True):
@@ -287,10 +261,10 @@ def draw_points(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
     """A point for each row at its queries, with the range over seeds; a line for a row that asks nothing."""
     ax.set_xlabel("queries (with the generator's; points stand a little aside of each other)")
     for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
-        results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and "accuracy" in t.result]
+        results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and t.result.get("accuracy") is not None]
         if not results:
             continue
-        y, x = [r["accuracy"] for r in results], [r["queries"] for r in results]
+        y, x = [r["accuracy"] for r in results], [r.get("queries") or 0 for r in results]
         middle, style = statistics.mean(y), {"color": f"C{i % 10}", "label": name}
         if any(x):
             bar = [[middle - min(y)], [max(y) - middle]]

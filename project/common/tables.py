@@ -1,15 +1,181 @@
-"""The files of tables/: a data set, pairs of teacher and student, seeds, rows; read and checked."""
+"""The reader of a table's file in tables/. TABLE describes what may stand in it.
 
+A check is a function of a value and of the place where it stands, such as `rows['KD'].options.lr`. It raises UsageError for a value that
+is not allowed.
+"""
+
+import graphlib
+import re
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
+from typing import Any
 
 from .cli import UsageError
-from .report import ROOT
+from .csv_files import ROOT, published_names, read_text, shown, split_pair
+from .datasets import spec_of
+from .options import MAX_SEED
+from .utils import lookup
+from .values import check as check_option
 
-KEYS = {"like", "title", "paper", "dataset", "private", "pairs", "seeds", "rows", "options", "scripts", "against", "budgets"}
-NEEDED = {"title", "dataset", "pairs", "seeds", "rows"}
-ROW_KEYS = {"name", "script", "options", "needs", "labels", "reuse", "alone", "published"}
+Check = Callable[[Any, str], None]
+LARGEST = 2**63 - 1
+
+
+# ---- checks of a value
+
+
+def of(kind: type | tuple[type, ...], what: str, **bounds: float) -> Check:
+    """A check of a value's type (true is no number) and, as for an option, of the value. what: what is allowed; bounds: ge, le."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+
+    def check(value: Any, place: str) -> None:
+        if type(value) not in kinds or (type(value) is int and abs(value) > LARGEST):
+            raise UsageError(f"{place} is {shown(value)}: it must be {what}")
+        try:
+            check_option("", value, bounds)
+        except UsageError as e:
+            raise UsageError(f"{place} is {str(e).removeprefix('-- ')}") from None
+
+    return check
+
+
+TEXT = of(str, "a text")
+
+
+def exact(kind: str, names: Callable[[], Collection[str]]) -> Callable[[str], None]:
+    """A function that raises UsageError for a name that is not there, or is spelled otherwise there."""
+
+    def find(name: str) -> None:
+        if name not in (there := names()):
+            raise UsageError(f"no {kind} {name!r} (did you mean {lookup(name, there, kind)}?)")
+
+    return find
+
+
+def understood(by: Callable[[str], object], empty: bool = False) -> Check:
+    """A check of texts that the function `by` takes without an error; empty: whether an empty text is allowed, too."""
+
+    def check(value: Any, place: str) -> None:
+        TEXT(value, place)
+        if value or not empty:
+            try:
+                by(value)
+            except UsageError as e:
+                raise UsageError(f"{place}: {e}") from None
+
+    return check
+
+
+def many(item: Check, what: str, identity: Callable[[Any], Hashable] = lambda value: value) -> Check:
+    """A check of lists of one or more different values; identity: what must differ."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, list) or not value:
+            raise UsageError(f"{place} is {shown(value)}: it must be a list of one or more {what}")
+        for i, v in enumerate(value):
+            name = v.get("name") if isinstance(v, dict) else None
+            item(v, f"{place}[{shown(name) if isinstance(name, str) else i}]")
+        if twice := [k for k, n in Counter(map(identity, value)).items() if n > 1]:
+            raise UsageError(f"{place} has {shown(twice[0])} twice; its {what} must differ")
+
+    return check
+
+
+def tuple_of(n: int, item: Check) -> Check:
+    """A check of lists of n values."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, list) or len(value) != n:
+            raise UsageError(f"{place} is {shown(value)}: it must be a list of {n} values")
+        for i, v in enumerate(value):
+            item(v, f"{place}[{i}]")
+
+    return check
+
+
+def mapping(key: Check, value_of: Check, what: str) -> Check:
+    """A check of TOML tables with any number of keys."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            raise UsageError(f"{place} is {shown(value)}: it must be {what}")
+        for k, v in value.items():
+            key(k, f"a key of {place}")
+            value_of(v, f"{place}.{k}")
+
+    return check
+
+
+def record(needed: set[str], others: bool = False, **checks: Check) -> Check:
+    """A check of dictionaries with the given keys; needed: those that must be there; others: whether there may be other keys."""
+
+    def check(value: Any, place: str) -> None:
+        before = f"{place}." if place else ""
+        if not isinstance(value, dict):
+            raise UsageError(f"{place} is {shown(value)}: it must be a table with the keys {', '.join(checks)}")
+        if not others and (unknown := value.keys() - checks.keys()):
+            raise UsageError(f"{before}{shown(min(unknown))[1:-1]} is an unknown key; there are: {', '.join(checks)}")
+        if lacking := sorted(needed - value.keys()):
+            raise UsageError(f"{before}{lacking[0]} is missing; needed are: {', '.join(sorted(needed))}")
+        for k in (k for k in checks if k in value):
+            checks[k](value[k], before + k)
+
+    return check
+
+
+# ---- a table
+
+
+def scripts() -> list[str]:
+    """The names of the scripts that a row can run."""
+    return sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem != "table")
+
+
+def row_name(name: str) -> None:
+    """UsageError for an empty name."""
+    if not name.strip():
+        raise UsageError(f"{name!r} is no name; give the row one")
+
+
+def option_name(name: str) -> None:
+    """UsageError for a name that no option of a run has."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or name == "help":
+        raise UsageError(f"{name!r} is no option; `python project/SCRIPT.py --help` lists those of a script")
+
+
+LIKE = understood(lambda name: table_path(name))
+SCRIPT = understood(exact("script", scripts))
+PAIR = understood(split_pair)
+VALUE = of((str, int, float, bool), "a text, a number, true or false")
+OPTIONS = mapping(understood(option_name), VALUE, "a table of options")
+ROW = record(
+    {"name", "script"},
+    name=understood(row_name),
+    script=SCRIPT,
+    options=OPTIONS,
+    needs=many(SCRIPT, "scripts"),
+    labels=TEXT,
+    reuse=record({"row"}, row=TEXT, pair=PAIR),
+    alone=of(bool, "true or false"),
+    published=understood(exact("method in published.csv", lambda: published_names("method"))),
+)
+TABLE = record(
+    {"title", "dataset", "pairs", "seeds", "rows"},
+    like=LIKE,
+    title=TEXT,
+    paper=understood(exact("paper", lambda: published_names("paper")), empty=True),
+    dataset=understood(spec_of),
+    private=understood(spec_of, empty=True),
+    pairs=many(PAIR, "pairs", split_pair),
+    seeds=many(of(int, "a whole number", ge=0, le=MAX_SEED), "seeds"),
+    rows=many(ROW, "rows", lambda row: row["name"]),
+    options=OPTIONS,
+    scripts=mapping(SCRIPT, OPTIONS, "a table of options for each script"),
+    against=TEXT,
+    budgets=many(of(int, "a whole number", ge=1, le=LARGEST), "query budgets"),
+)
 
 
 def table_names() -> list[str]:
@@ -17,47 +183,63 @@ def table_names() -> list[str]:
     return sorted(p.stem for p in (ROOT / "tables").glob("*.toml"))
 
 
+def table_path(name: str) -> Path:
+    """The file of a table: tables/NAME.toml, or the path of a .toml file. UsageError for a name that is not there."""
+    if name.endswith(".toml"):
+        return Path(name)
+    return ROOT / "tables" / f"{lookup(name, table_names(), 'table', 'or a .toml file')}.toml"
+
+
 def read_table(name: str, like_it: tuple[Path, ...] = ()) -> dict:
-    """The content of a table's file; UsageError for an unknown table or key. like_it: the tables that are `like` this one."""
-    path = Path(name) if name.endswith(".toml") else ROOT / "tables" / f"{name}.toml"
+    """The content of a table's file, checked; UsageError for a file that is none. like_it: the tables that are `like` this one."""
+    path = table_path(name)
     if path in like_it:
-        raise UsageError(f"{path}: it is `like` itself, by way of {', '.join(p.stem for p in like_it)}")
+        raise UsageError(f"{path}: like leads in a circle, by way of {', '.join(p.stem for p in like_it)}")
     try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"no table {name!r}; there are: {', '.join(table_names())}, or a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        table = tomllib.loads(read_text(path))
+    except RecursionError:
+        raise UsageError(f"{path}: too many brackets inside each other") from None
+    except ValueError as e:
         raise UsageError(f"{path}: {e}") from None
     if "like" in table:  # what it does not say is as in that table
+        try:
+            LIKE(table["like"], "like")
+        except UsageError as e:
+            raise UsageError(f"{path}: {e}") from None
         table = read_table(table["like"], (*like_it, path)) | table
-    if problem := next(problems(table), ""):
-        raise UsageError(f"{path} {problem}")
+    try:
+        TABLE(table, "")
+        check_references(table)
+    except UsageError as e:
+        raise UsageError(f"{path}: {e}") from None
     return table
 
 
-def problems(table: dict) -> Iterator[str]:
-    """What is wrong with a table, a phrase each."""
-    if unknown := table.keys() - KEYS:
-        yield f"has unknown keys {', '.join(sorted(unknown))}; there are: {', '.join(sorted(KEYS))}"
-    if lacking := NEEDED - table.keys():
-        yield f"lacks {', '.join(sorted(lacking))}"
-    yield from (
-        f"has a pair {pair!r} that is not of the form 'ResNet32 -> ResNet8'" for pair in table["pairs"] if len(str(pair).split("->")) != 2
-    )
-    names = [row.get("name") for row in table["rows"]]
-    if table.get("against") and table["against"] not in names:
-        yield f"has against {table['against']!r}, which is no row's name"
-    for row in table["rows"]:
-        yield from (f"has a row {row.get('name')!r} {problem}" for problem in problems_of_row(row, names))
+def check_references(table: dict) -> None:
+    """UsageError where a row refers to a row that there is not, or in the end to itself, or where keys do not go together."""
+    rows = {row["name"]: row for row in table["rows"]}
+    one_of_them = understood(exact("row", lambda: rows))
+    refers = {}
+    if "against" in table:
+        one_of_them(table["against"], "against")
+    for name, row in rows.items():
+        place, others = f"rows[{shown(name)}]", {"labels": row.get("labels"), "reuse.row": row.get("reuse", {}).get("row")}
+        for key, other in others.items():
+            if other is not None:
+                one_of_them(other, f"{place}.{key}")
+        refers[name] = {others["labels"]} - {name} | {others["reuse.row"]} - {None}
+        check_row(row, place, bool(table.get("budgets")))
+    try:
+        graphlib.TopologicalSorter(refers).prepare()
+    except graphlib.CycleError as e:
+        raise UsageError(f"labels and reuse of rows lead in a circle: {' -> '.join(map(shown, e.args[1]))}") from None
 
 
-def problems_of_row(row: dict, names: list[str]) -> Iterator[str]:
-    """What is wrong with a row, a phrase each; names: of all rows."""
-    if unknown := row.keys() - ROW_KEYS:
-        yield f"with unknown keys {', '.join(sorted(unknown))}; there are: {', '.join(sorted(ROW_KEYS))}"
-    if row.get("labels", row.get("name")) not in names:
-        yield f"with the labels of {row['labels']!r}, which is no row's name"
-    if (old := row.get("reuse")) and (set(old) - {"row", "pair"} or old.get("row") not in names):
-        yield f"that reuses {old}; it takes a row's name, and a pair where it is another"
-    if not (ROOT / "project" / f"{row.get('script')}.py").exists():
-        yield f"with script {row.get('script')!r}, which project/ does not have"
+def check_row(row: dict, place: str, has_budgets: bool) -> None:
+    """UsageError where keys of a row do not go together."""
+    if row["script"] in row.get("needs", []):
+        raise UsageError(f"{place}.needs has the row's own script {row['script']}; name the scripts that run before it")
+    if row.get("alone") and (more := row.keys() & {"needs", "labels", "reuse"}):
+        raise UsageError(f"{place}.alone does not go with {min(more)}, which takes a teacher; leave one of them out")
+    if has_budgets and "query_budget" in row.get("options", {}):
+        raise UsageError(f"{place}.options.query_budget does not go with budgets, which sets it; leave one of them out")

@@ -8,17 +8,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cli import UsageError
+from .cli import RunError, UsageError
 from .datasets import Data
 from .models.library import own_object
-from .options import TeacherOptions, dataset_tag, normalisation
+from .options import TeacherOptions, dataset_tag
+from .values import normalisation
+from .weights import oddity
 
 
 class OwnTeacher(nn.Module):
     """A teacher that is a function of the user's: f(images uint8 (N, C, H, W)) -> classes (N,), probabilities or logits (N, K).
 
     mean, std: of the images that come, (1, C, 1, 1). response: what f returns, hard, soft, topk:K or logits. UsageError, on a call, for
-    answers that are not that.
+    answers that are not that, RunError where f fails.
     """
 
     def __init__(self, name: str, response: str, classes: int, mean: Tensor, std: Tensor):
@@ -30,9 +32,16 @@ class OwnTeacher(nn.Module):
         if feature:
             raise UsageError(f"{self.name} has no features; this method needs a net, and --response inside")
         images = ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        answers = self.f(images)
-        answers = (answers if isinstance(answers, Tensor) else torch.as_tensor(np.asarray(answers))).to(x.device)
+        answers = self.ask(images)
+        if what := oddity("answers", answers):
+            raise UsageError(f"{self.name} returned a tensor that is {what}; return an ordinary tensor of real numbers")
+        if not answers.isfinite().all():
+            raise UsageError(f"{self.name} returned numbers that are not finite, for {len(x)} images")
+        answers = answers.to(x.device)
         if answers.dim() == 1 and len(answers) == len(x) and self.response == "hard":
+            if ((answers != answers.long()) | (answers < 0) | (answers >= self.classes)).any():
+                found = f"classes from {answers.min().item():g} to {answers.max().item():g}"
+                raise UsageError(f"{self.name} returned {found}; --response hard takes integers from 0 to {self.classes - 1}")
             return F.one_hot(answers.long(), self.classes).float()
         if answers.shape != (len(x), self.classes):
             what = f"classes ({len(x)},)" if self.response == "hard" else f"({len(x)}, {self.classes})"
@@ -43,6 +52,15 @@ class OwnTeacher(nn.Module):
         if answers.min() < 0 or (answers.sum(1) - 1).abs().max() > 1e-3:
             raise UsageError(f"{self.name} returned rows that are no probabilities (they do not sum to 1); use --response logits")
         return answers.clamp_min(torch.finfo(answers.dtype).tiny).log()
+
+    def ask(self, images: Tensor) -> Tensor:
+        """What f returns for images (N, C, H, W), a tensor."""
+        try:
+            answers = self.f(images)
+            answers = answers if isinstance(answers, Tensor) else torch.as_tensor(np.asarray(answers))
+            return answers.detach()
+        except (Exception, SystemExit) as e:
+            raise RunError(f"{self.name} fails on {len(images)} images: {type(e).__name__}: {' '.join(str(e).split())}") from e
 
 
 class AbsentTeacher(nn.Module):

@@ -68,7 +68,7 @@ class Transfer:
         for name, column in self.columns.items():
             dtype, dim = {**kinds, "answers": (torch.float32, 2)}.get(name, (column.dtype, column.dim()))
             if column.dtype != dtype or column.dim() != dim or not dim or len(column) > known[-1]:
-                yield f"its {name} is {column.dtype} {tuple(column.shape)}; expected {dtype} of {dim} dimensions and at most {known[-1]} rows"
+                yield f"its {name} is {column.dtype} {tuple(column.shape)}; expected {dtype}, {dim} dimensions, at most {known[-1]} rows"
             elif bad := self.outside(name, column):
                 yield bad
 

@@ -1,5 +1,6 @@
-"""State dicts as people have them: where they lie in a checkpoint, and their names against those of our nets."""
+"""State dicts as people have them: where they lie in a checkpoint, whether nets can take them, and their names against our nets'."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -8,6 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from .cli import UsageError
+from .utils import holding
+from .values import short
 
 StateDict = dict[str, Tensor]
 NESTS = ("model", "state_dict", "net", "model_sd", "model_state_dict", "model_state", "student", "teacher", "weights", "params")
@@ -20,6 +23,13 @@ SAME = (  # names of one thing in several code bases -> one of them
 )
 
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # types that a weight can have
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # of counters and tables of indices
+META = {"script": str, "dataset": str, "shape": list, "classes": int, "data": dict, "normalize": str, "lamda": (int, float), "model": str}
+META |= {"counts": dict, "teacher": str, "latent": int, "ngf": int}  # what our own files say about themselves, and its types
+DATA = {"names": list, "mean": list, "std": list, "train": dict, "test": dict, "crop_from": int}  # of META's `data`
+
+
 def is_state(value: object) -> bool:
     """Whether a value is a state dict: a dictionary of tensors by name."""
     return isinstance(value, dict) and bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
@@ -29,8 +39,54 @@ def find_state(content: object, path: object, key: str = "") -> tuple[StateDict,
     """(the state dict in a checkpoint's content, words on what was left aside).
 
     key: where it lies, `a.b` for content["a"]["b"]; by default it is found, plain or under one of NESTS; raw weights before AVERAGES.
-    UsageError where there is none, or several.
+    UsageError where there is none, or several, or where it holds something that no net can take.
     """
+    state, aside = locate_state(content, path, key)
+    for name, v in state.items():
+        if what := oddity(name, v):
+            hint = "save the state dict of the float net, made dense and on the CPU"
+            raise UsageError(f"{path}: its {name} is {what}; expected an ordinary tensor of real numbers: {hint}")
+    return state, aside
+
+
+def oddity(name: str, v: Tensor) -> str:
+    """Why a tensor cannot be copied into a net: sparse, quantised, complex and so on; empty where it can."""
+    kinds = {"nested": v.is_nested, f"sparse ({v.layout})": v.layout != torch.strided, "quantised": v.is_quantized}
+    kinds |= {"complex": v.is_complex(), "without values (on the meta device)": v.is_meta}
+    is_weight = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
+    kinds[f"of type {v.dtype}"] = v.dtype not in (FLOATS if is_weight else FLOATS + INTEGERS)
+    return next((words for words, so in kinds.items() if so), "")
+
+
+def checked_meta(content: object, path: object) -> dict:
+    """What a file of this project says about itself (its `meta`); empty for others' files. UsageError where that cannot be."""
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict) or "script" not in meta:  # others' files may call anything `meta`
+        return {}
+    holding(meta, path, **{k: kind for k, kind in META.items() if k in meta})
+    if "data" in meta:
+        holding(meta["data"], path, **DATA)
+    fits = {
+        "shape": lambda v: len(v) == 3 and all(type(n) is int and 0 < n < 2**16 for n in v),
+        "classes": lambda v: 0 < v < 2**24,
+        "latent": lambda v: 0 < v < 2**24,
+        "ngf": lambda v: 0 < v < 2**16,
+        "counts": lambda v: all(isinstance(k, str) and type(n) is int and 0 <= n < 2**63 for k, n in v.items()),
+        "data": lambda v: moments_fit(v["mean"], v["std"]) and all(isinstance(n, str) for n in v["names"]),
+    }
+    if bad := next((k for k, fit in fits.items() if k in meta and not fit(meta[k])), ""):
+        raise UsageError(f"{path} is damaged: its {bad} is {short(str(meta[bad]))}, which no script of this project writes; make it anew")
+    return meta
+
+
+def moments_fit(mean: list, std: list) -> bool:
+    """Whether two lists are mean and standard deviation of the channels of images in [0, 1]."""
+    numbers = all(isinstance(v, float) and math.isfinite(v) for v in (*mean, *std))
+    return numbers and len(mean) == len(std) > 0 and all(v > 0 for v in std)
+
+
+def locate_state(content: object, path: object, key: str = "") -> tuple[StateDict, str]:
+    """(the state dict in a checkpoint's content, words on what was left aside): see `find_state`."""
     if key:
         value = content
         for part in key.split("."):
@@ -43,7 +99,8 @@ def find_state(content: object, path: object, key: str = "") -> tuple[StateDict,
     found = places(content)
     raw = [k for k in found if k not in AVERAGES]
     if not found:
-        raise UsageError(f"{path} holds no state dict, neither plain nor under {', '.join(NESTS[:-1])} or {NESTS[-1]}")
+        there = f"the keys {', '.join(map(short, map(str, [*content][:5])))}" if isinstance(content, dict) else type(content).__name__
+        raise UsageError(f"{path} holds no state dict, neither plain nor under {', '.join(NESTS[:-1])} or {NESTS[-1]}; it holds {there}")
     if len(raw) > 1:
         raise UsageError(f"{path} holds several nets: {', '.join(found)}; name one with --weights KEY")
     chosen, others = (raw or found)[0], [k for k in found if k in AVERAGES and raw]

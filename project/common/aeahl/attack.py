@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cli import UsageError
+from ..cli import UsageError, allocating
 from ..datasets import Data
 from ..run import Run
-from ..utils import read_json
+from ..utils import holding, read_json
 from .nets import Perturbation
 
 LR = 2e-4  # learning rate of the attack network (Adam, beta1 0.5)
@@ -49,8 +49,8 @@ class Attack:
         self.swap = self.args.swap or self.compat
         with torch.random.fork_rng(devices=[]):  # the run draws the same random numbers with and without an attack
             torch.manual_seed(self.args.seed)
-            self.net = Perturbation(run.data.shape[0], self.args.gap_width)
-        self.net.to(run.device, memory_format=torch.channels_last)
+            with allocating("the attack network", "--gap_width"):
+                self.net = Perturbation(run.data.shape[0], self.args.gap_width).to(run.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.net.parameters(), LR, (0.5, 0.999), fused=True)
         self.pending, self.g = 0, torch.Generator().manual_seed(self.args.seed)  # pending: number of contradictions still to be made
         self.seen, self.counts = 0, torch.zeros(4, device=run.device)  # attacked, class changed, swapped, contradicting
@@ -82,7 +82,7 @@ class Attack:
         n = b if self.swap else min(b, max(MIN_ATTACKED, ATTACKED_PER_PENDING * self.pending)) if self.pending else 0
         if not n:
             return x, t, y
-        rows = torch.randperm(b, generator=self.g)[:n].to(x.device)
+        rows = torch.randperm(b, generator=self.g)[:n].to(x.device, non_blocking=True)
         natural, before = x[rows], t[rows]  # copies
         attacked = self.perturb(natural)
         if self.compat:
@@ -95,7 +95,7 @@ class Attack:
         t_first, t_second = pick(swapped, after, before), pick(swapped, before, after)
         if self.compat:  # the released code copies where it should exchange, and does not check that the class has changed
             second, t_second = attacked, after
-            taken = torch.empty(n).uniform_(generator=self.g).lt(self.args.pa).to(x.device)
+            taken = torch.empty(n).uniform_(generator=self.g).lt(self.args.pa).to(x.device, non_blocking=True)
         else:
             ready = changed if self.args.require_flip else torch.ones_like(changed)
             taken = ready & (ready.cumsum(0) <= self.pending)
@@ -148,7 +148,7 @@ def load_attack(run: Run, folder: str | Path) -> Callable[[Tensor], Tensor]:
         raise UsageError(
             f"no attack.pt with a result.json in {folder}; use the checkpoint folder of a finished run of AEAHL.py --hard_loss"
         )
-    options = result["options"]
+    options = holding(result["options"], Path(folder) / "result.json", gap_width=int, eps=float, aea_compat=bool)
     net = Perturbation(run.data.shape[0], options["gap_width"]).to(run.device, memory_format=torch.channels_last)
     run.load_weights(net, path, same=("shape",), kind="an attack network")
     return lambda x: perturb(net.eval(), run.data, x, options["eps"], options["aea_compat"])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cli import UsageError
 from ..datasets.pictures import read_pool_folder
+from ..utils import check_regular
 
 
 class Pool:
@@ -65,13 +66,26 @@ def read_pool(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
     Raises UsageError if the file is missing or damaged, or if the images are not of `shape` (C, H, W).
     """
     try:
-        x = read_pool_folder(Path(path), shape) if Path(path).is_dir() else np.load(path, allow_pickle=False)
+        x = read_pool_folder(Path(path), shape) if Path(path).is_dir() else read_array(path)
     except FileNotFoundError:
         raise UsageError(f"no pool {path}; a run of AEAHL.py saves one as pool.npy in its checkpoint folder") from None
     except (ValueError, OSError, EOFError) as e:
         raise UsageError(f"{path} cannot be read as a pool ({e}); use the pool.npy of a run of AEAHL.py, or a folder of images") from None
-    what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else "no array"
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape[1:] != tuple(shape):
+    if x.dtype != np.uint8 or x.shape[1:] != tuple(shape) or not len(x):
         hint = "use the pool.npy of a run with this image size"
-        raise UsageError(f"{path} contains {what}, not uint8 images (N, {', '.join(map(str, shape))}); {hint}")
+        raise UsageError(f"{path} contains {x.dtype} {x.shape}, not uint8 images (N, {', '.join(map(str, shape))}); {hint}")
     return x
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """Returns the array of a .npy file. Raises ValueError, OSError or EOFError for another file or a damaged one, UsageError for a pipe."""
+    check_regular(path)
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)  # a mapped file is as long as its header says
+    except (ValueError, OSError, EOFError):
+        raise
+    except Exception as e:  # of a damaged header or zip file: SyntaxError, struct.error, BadZipFile, ...
+        raise ValueError(f"it is damaged: {' '.join(str(e).split())[:60]}") from None
+    if not isinstance(x, np.ndarray):
+        raise ValueError("it contains no array, but several")
+    return np.array(x)

@@ -18,7 +18,7 @@ from torchvision.utils import save_image
 
 from ..batches import Batches
 from ..blackbox import Remembered
-from ..cli import RunError, say
+from ..cli import RunError, allocating, say
 from ..pictures import save_grid
 from ..run import Run
 from ..utils import atomic, exact
@@ -70,15 +70,18 @@ class Synthesiser:
         self.names = [name for name in TERMS if getattr(a, f"w_{name}")]
         for name, p in G.named_parameters():
             p.requires_grad_(self.lr_factor(name) > 0)
-        self.inner = copy.deepcopy(G) if self.adapts else G  # the network that a synthesis trains
+        with allocating("a copy of the generator", "--ngf", "--latent"):
+            self.inner = copy.deepcopy(G) if self.adapts else G  # the network that a synthesis trains
         self.outer = self.make_adam(G, a.lr_g if a.meta == "none" else a.lr_g_meta or a.g_steps * a.lr_g)
         self.warmup, self.steps = (min(1, a.warmup), min(2, a.g_steps)) if a.dry_run else (a.warmup, a.g_steps)
         calls = self.warmup + (1 if a.dry_run else a.epochs) * -(-a.ep_steps // a.kd_steps)
         self.initial = torch.from_numpy(read_pool(a.init_pool, shape)) if a.init_pool else torch.empty(0, *shape)
         capacity = (calls * a.batch_size + len(self.initial)) * (a.images == "pool")
-        self.pool = Pool(run.record.folder / "pool.npy", capacity, shape, run.device)
-        views = run.data.views(a.augment)
-        self.cached = Remembered(self.teacher_logits, capacity, views, run.data.classes, run.device) if a.cache else None
+        views, syntheses = run.data.views(a.augment), ("--epochs", "--ep_steps", "--warmup", "--batch_size")
+        with allocating(f"the pool of {capacity:,} synthetic images", *syntheses, "--img_size"):
+            self.pool = Pool(run.record.folder / "pool.npy", capacity, shape, run.device)
+        with allocating(f"the teacher's answers to {views} views of {capacity:,} images (--cache)", *syntheses):
+            self.cached = Remembered(self.teacher_logits, capacity, views, run.data.classes, run.device) if a.cache else None
         run.teacher.plan(max_queries(a, calls))
         if self.adapts and (lr := self.outer.param_groups[0]["lr"]) > 0.03:
             say(f"the learning rate of the generator's update after a synthesis is high ({lr:g}); --lr_g_meta sets it")
@@ -158,7 +161,7 @@ class Synthesiser:
         y = torch.randint(run.data.classes, (a.batch_size,), device=run.device)
         z = self.noise().requires_grad_(a.lr_z > 0)
         optimizer, sums = self.start_inner(z), None
-        best, kept, history = torch.tensor(torch.inf, device=run.device), None, []
+        best, kept, history = torch.full((), torch.inf, device=run.device), None, []
         for step in range(self.steps):
             self.step, x = step, self.images(self.inner, z)
             terms = self.loss(x, y)
@@ -203,7 +206,7 @@ class Synthesiser:
 
     def keep_curves(self, history: list[dict[str, Tensor]]) -> None:
         """Stores the terms of each step of a synthesis as (g_steps, terms), nan for a term that was not computed."""
-        nan = torch.tensor(torch.nan, device=self.run.device)
+        nan = torch.full((), torch.nan, device=self.run.device)
         self.curves.append(torch.stack([torch.stack([terms.get(n, nan).float() for n in self.names]) for terms in history]).cpu())
 
     def weights(self) -> dict[str, float]:

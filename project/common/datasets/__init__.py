@@ -6,11 +6,12 @@ standard deviation are asked for, and augments whole batches on the device.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 
-from ..cli import UsageError, say
+from ..cli import UsageError, allocating, say
 from ..utils import lookup
 from . import fewshot
 from .folders import is_flat, own_folder, summary, unlabelled_folder
@@ -90,12 +91,23 @@ def load(
     """
     name, spec = spec_of(name)
     size = img_size or spec.size
+    with in_memory(name, size):
+        return load_spec(name, spec, data_dir, how(size, device, workers, skip_broken), normalize, channels, classes_without_data, labels)
+
+
+def load_spec(
+    name: str, spec: Spec, data_dir: str, how: How, normalize: str, channels: int, classes_without_data: int, labels: bool
+) -> Data:
+    """See `load`."""
+    size, device = how.size, how.device
     if classes_without_data:
         spec = replace(spec, classes=classes_without_data)
         parts = nothing(name, spec, channels, size, device, normalize)
     else:
-        parts = read_parts(name, spec, data_dir, how(size, device, workers, skip_broken), labels)
+        parts = read_parts(name, spec, data_dir, how, labels)
     first, (train, test) = parts[0], [p.images for p in parts]
+    if labels and not classes_without_data and len(train.y.unique()) < 2:
+        raise UsageError(f"{name}: all {len(train):,} training images are of one class ({int(train.y[0])}); bring its files anew")
     if channels not in (0, spec.channels):
         train, test = (images if classes_without_data else images.in_channels(channels) for images in (train, test))
         spec = replace(spec, channels=channels, mean=(), std=())
@@ -154,9 +166,15 @@ def novel(
     if not spec.novel:
         there_are = ", ".join(n for n, s in DATASETS.items() if s.novel)
         raise UsageError(f"{name} keeps no classes for few-shot episodes; these do: {there_are}")
-    source = source_of(name, spec)
-    content = read_content(spec.novel, source, data_folder(source, data_dir), which)
-    return to_parts([content], source, how(size or spec.size, device, skip_broken=skip_broken))[0].images
+    source, size = source_of(name, spec), size or spec.size
+    with in_memory(name, size):
+        content = read_content(spec.novel, source, data_folder(source, data_dir), which)
+        return to_parts([content], source, how(size, device, skip_broken=skip_broken))[0].images
+
+
+def in_memory(name: str, size: int) -> AbstractContextManager:
+    """A block that reads the images of a data set."""
+    return allocating(f"the images of {name} at {size} x {size} pixels", "--img_size")
 
 
 def spec_of(name: str) -> tuple[str, Spec]:

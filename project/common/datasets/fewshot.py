@@ -4,7 +4,6 @@ Parts: `base` (images of the classes to train on), `held` (held-out images of th
 If a data set does not define held-out images, every tenth image of a base class is held out.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torchvision
 from torch import Tensor
 
 from ..cli import UsageError
-from .files import check_cifar, check_pixels, read_pickle, refuse
+from .files import check_cifar, class_labels, is_there, pixels, read_csv, read_pickle, refuse
 from .listing import Listing, listing_of_files
 
 
@@ -92,36 +91,33 @@ def mini(folder: str, part: str) -> tuple[Tensor, Tensor] | Listing:
     """
     root, third = Path(folder) / "miniImageNet", "train" if part in ("base", "held") else part
     path = root / f"miniImageNet_category_split_{PICKLES[part]}.pickle"
-    if path.exists():
+    if is_there(path):
         content = read_pickle(path, "data", "labels")
-        x, names = np.asarray(content["data"]), list(content["labels"])
-        check_pixels(path, x, names)
-        return torch.as_tensor(x).permute(0, 3, 1, 2), class_indices(names)
-    if (cache := root / f"mini-imagenet-cache-{third}.pkl").exists():
+        names = class_labels(path, content["labels"])
+        return pixels(path, content["data"], len(names)), class_indices(names)
+    if is_there(cache := root / f"mini-imagenet-cache-{third}.pkl"):
         return hold_out_tenth(*read_cache(cache), part)
-    with open(root / f"{third}.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    if not rows or not {"filename", "label"} <= rows[0].keys():
-        raise UsageError(f"{f.name} has no columns filename and label; use the CSV files of Ravi and Larochelle's split")
-    names = [r["label"] for r in rows]
-    files, y = hold_out_tenth([root / "images" / r["filename"] for r in rows], class_indices(names), part)
+    rows = read_csv(root / f"{third}.csv", "filename", "label")
+    names = [label for _, label in rows]
+    files, y = hold_out_tenth([root / "images" / file for file, _ in rows], class_indices(names), part)
     return listing_of_files(root, files, y.tolist(), sorted(set(names)), pixels=84)
 
 
 def read_cache(path: Path) -> tuple[Tensor, Tensor]:
     """Returns images and labels of mini-imagenet-cache-*.pkl: image_data uint8 (N, 84, 84, 3), class_dict {name: rows of its images}."""
     content = read_pickle(path, "image_data", "class_dict")
-    x, rows = np.asarray(content["image_data"]), content["class_dict"]
-    y = np.full(len(x) if x.ndim else 0, -1)
-    check_pixels(path, x, y)
-    try:
-        for k, name in enumerate(sorted(rows)):
-            y[np.asarray(rows[name], dtype=np.int64)] = k
-    except (IndexError, TypeError, ValueError) as e:
-        refuse(path, f"has a class_dict that does not fit ({e})", f"rows of its {len(x):,} images for each class")
-    if (y < 0).any():
-        refuse(path, f"has {(y < 0).sum()} images that class_dict does not list", "a class for each image")
-    return torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)
+    x, by_class = pixels(path, content["image_data"]), content["class_dict"]
+    lists = isinstance(by_class, dict) and all(isinstance(rows, (list, tuple, np.ndarray)) for rows in by_class.values())
+    if not lists or not all(map(len, by_class.values())):
+        refuse(path, f"has a class_dict that is a {type(by_class).__name__}, or lists no images", "{name: rows of its images}")
+    class_labels(path, list(by_class))
+    rows = [int(i) if isinstance(i, (int, np.integer)) else -1 for name in sorted(by_class) for i in by_class[name]]
+    if sorted(rows) != [*range(len(x))]:
+        off = f"{len(rows):,} rows from {min(rows, default=0)} to {max(rows, default=0)}, {len({*rows}):,} of them different"
+        refuse(path, f"has a class_dict that does not fit: {off}", f"each of 0 to {len(x) - 1:,} once, the rows of its images")
+    y = torch.empty(len(x), dtype=torch.long)
+    y[rows] = torch.arange(len(by_class)).repeat_interleave(torch.tensor([len(by_class[name]) for name in sorted(by_class)]))
+    return x, y
 
 
 def class_indices(names: Sequence) -> Tensor:
@@ -141,9 +137,13 @@ def omniglot(folder: str, part: str) -> Listing:
     if not root.is_dir():
         torchvision.datasets.Omniglot(folder, background=part != "test", download=True)
     characters = sorted(p for p in root.glob("*/*") if p.is_dir())
+    if len(characters) < 2:
+        raise UsageError(f"{root} has {len(characters)} folders ALPHABET/CHARACTER/; unpack {name}.zip there again")
     n = max(1, round(len(characters) * 100 / 964))
     characters = {"val": characters[-n:], "test": characters}.get(part, characters[:-n])
     files = [sorted(c.glob("*.png")) for c in characters]
+    if empty := [c for c, of_class in zip(characters, files, strict=True) if not of_class]:
+        raise UsageError(f"{empty[0]} has no .png image, nor have {len(empty) - 1} other characters; unpack {name}.zip again")
     y = torch.arange(len(files)).repeat_interleave(torch.tensor([len(f) for f in files]))
     files, y = hold_out_tenth([f for of_class in files for f in of_class], y, part)
     names = ["/".join(c.parts[-2:]) for c in characters]

@@ -3,11 +3,13 @@
 Each raises UsageError with the file, what was found and what was expected.
 """
 
+import bz2
+import csv
 import gzip
 import hashlib
+import math
 import pickle
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +19,7 @@ import torchvision
 from torch import Tensor
 
 from ..cli import UsageError
+from ..utils import check_regular
 
 IMAGES, LABELS = 0x0803, 0x0801  # idx: unsigned bytes in three dimensions, in one
 
@@ -40,6 +43,12 @@ def looks_like(path: Path | str) -> str:
     return "is a pointer of Git LFS (run: git lfs pull)" if start.startswith(b"version https://git-lfs") else ""
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file; UsageError for a pipe, a device, a folder or a link to nothing, which a download would run into."""
+    check_regular(path)
+    return path.is_file()
+
+
 # ---- idx, the format of MNIST
 
 
@@ -47,13 +56,13 @@ def find_idx(folder: str | Path, name: str, stem: str) -> Path | None:
     """The file of an MNIST-like data set, None if there is none. stem: train-images-idx3-ubyte and the like.
 
     In folder/NAME/raw, folder/NAME and folder, with and without .gz, also with a dot (train-images.idx3-ubyte).
-    UsageError if the file beside other data sets' folders is known to belong to another data set.
+    UsageError if the file beside other data sets' folders is known to belong to another data set, or is no regular file.
     """
     folder = Path(folder)
     for place in (folder / name / "raw", folder / name, folder):
         for spelled in (stem, stem.replace("-idx", ".idx")):
             for path in (place / spelled, place / f"{spelled}.gz"):
-                if path.is_file():
+                if is_there(path):
                     if place == folder:
                         refuse_foreign(path, name)
                     return path
@@ -98,26 +107,30 @@ def read_idx(path: Path, magic: int, what: str) -> np.ndarray:
         swapped = "has the bytes of its header in reverse order (little-endian)" if header[0].byteswap() == magic else ""
         refuse(path, swapped or f"begins with {content[:4].hex() or 'nothing'}", expected)
     shape, body = tuple(header[1:].tolist()), len(content) - 4 - 4 * dimensions
-    if body != int(np.prod(shape, dtype=np.int64)):
-        refuse(path, f"contains {body:,} bytes of {what}", f"{np.prod(shape, dtype=np.int64):,} as its header {shape} says")
+    if not body:
+        refuse(path, f"contains no {what}", "one or more")
+    if body != math.prod(shape):
+        refuse(path, f"contains {body:,} bytes of {what}", f"{math.prod(shape):,} as its header {shape} says")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
 
 
 def read_idx_pair(images: Path, labels: Path, classes: int) -> tuple[Tensor, Tensor]:
     """(images uint8 (N, 1, H, W), labels (N,) in 0 ... classes - 1) of two idx files."""
     x, y = read_idx(images, IMAGES, "images"), read_idx(labels, LABELS, "labels")
+    if x.shape[1] != x.shape[2]:
+        refuse(images, f"contains images of {x.shape[1]} x {x.shape[2]} pixels", "square ones")
     if len(x) != len(y):
         refuse(labels, f"contains {len(y):,} labels", f"{len(x):,}, one for each image of {images.name}")
-    check_labels(labels, y, classes)
+    check_labels(labels, y, classes - 1)
     return torch.from_numpy(x)[:, None], torch.from_numpy(y.astype(np.int64))
 
 
-def check_labels(path: Path, y: np.ndarray, classes: int) -> None:
-    """UsageError where a label is not in 0 ... classes - 1, or there is none."""
-    if not len(y):
-        refuse(path, "contains no labels", "one for each image")
-    if y.min() < 0 or y.max() >= classes:
-        refuse(path, f"contains labels from {y.min()} to {y.max()}", f"labels from 0 to {classes - 1}")
+def check_labels(path: Path, y: np.ndarray, last: int) -> None:
+    """UsageError where a label is not an integer from 0 to `last`, or there is none."""
+    if not y.size or y.dtype.kind not in "uif":
+        refuse(path, f"contains {y.size} labels of type {y.dtype}", "a number for each image")
+    if not (np.isfinite(y) & (y == np.round(y)) & (y >= 0) & (y <= last)).all():
+        refuse(path, f"contains labels from {y.min()} to {y.max()}", f"labels from 0 to {last}")
 
 
 # ---- Matlab
@@ -135,14 +148,39 @@ def read_mat(path: Path) -> tuple[Tensor, Tensor]:
         raise
     except Exception as e:  # SciPy raises what it likes: ValueError, NotImplementedError, zlib.error, TypeError
         refuse(path, f"is not a readable .mat file ({' '.join(str(e).split())[:80]})", expected)
-    if lacking := [k for k in ("X", "y") if k not in content]:
+    if lacking := [k for k in ("X", "y") if not isinstance(content.get(k), np.ndarray)]:
         there = ", ".join(k for k in content if not k.startswith("__")) or "nothing"
-        refuse(path, f"has no key {' or '.join(lacking)} (it has: {there})", expected)
-    x, y = content["X"], content["y"].astype(np.int64).flatten()
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2] != 3 or x.shape[3] != len(y):
-        refuse(path, f"contains X, {x.dtype} {x.shape}, and {len(y)} labels", expected)
-    check_labels(path, y % 10 if (y == 10).any() else y, 10)
-    return torch.as_tensor(x).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(y) % 10
+        refuse(path, f"has no array {' or '.join(lacking)} (it has: {there})", expected)
+    x, y = content["X"], content["y"].flatten()
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2:] != (3, y.size) or x.shape[0] != x.shape[1] or not x.size:
+        refuse(path, f"contains X, {x.dtype} {x.shape}, and {y.size} labels", expected)
+    check_labels(path, y, 10)
+    return torch.as_tensor(x).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(y.astype(np.int64)) % 10
+
+
+# ---- USPS, in LIBSVM's format
+
+
+def read_usps(path: Path) -> tuple[Tensor, Tensor]:
+    """(images uint8 (N, 1, 16, 16), labels (N,) from 0 to 9) of lines `label 1:value ... 256:value`, values from -1 to 1, bzip2."""
+    expected, rows = "USPS in LIBSVM's format (a label from 1 to 10, 1:value to 256:value in [-1, 1]), packed with bzip2", []
+    names = [str(k) for k in range(1, 257)]
+    try:
+        with bz2.open(path, "rt", encoding="ascii") as f:
+            for line in f:
+                label, *values = line.split()
+                pairs = [v.split(":") for v in values]
+                if [p[0] for p in pairs] != names:
+                    refuse(path, f"has {len(pairs)} values in line {len(rows) + 1}, or other numbers before them", expected)
+                rows.append([label, *(value for _, value in pairs)])
+        table = np.asarray(rows, dtype=np.float32)
+    except (OSError, EOFError, ValueError) as e:
+        refuse(path, f"is truncated or damaged after line {len(rows)} ({' '.join(str(e).split())[:60]})", expected)
+    if not len(table) or not (np.abs(table[:, 1:]) <= 1).all():
+        refuse(path, f"contains {len(table):,} images, or values outside of [-1, 1]", expected)
+    check_labels(path, table[:, 0] - 1, 9)
+    x = ((table[:, 1:].reshape(-1, 1, 16, 16) + 1) / 2 * 255).astype(np.uint8)
+    return torch.from_numpy(x), torch.from_numpy(table[:, 0].astype(np.int64) - 1)
 
 
 # ---- CIFAR
@@ -154,9 +192,11 @@ def check_cifar(folder: str | Path, name: str) -> None:
     if not hasattr(kind, "train_list"):
         return
     batches, archive = folder / kind.base_folder, folder / kind.filename
+    files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    for path in (archive, *(batches / f for f, _ in files)):
+        check_regular(path)
     if archive.is_file() and md5(archive) == kind.tgz_md5:
         return  # torchvision unpacks it where a batch is damaged
-    files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     bad = [batches / f for f, known in files if batches.is_dir() and not ((batches / f).is_file() and md5(batches / f) == known)]
     if bad:
         is_there = bad[0].is_file()
@@ -192,20 +232,60 @@ class ArrayUnpickler(pickle.Unpickler):
 def read_pickle(path: Path, *keys: str) -> dict:
     """The dictionary with these keys in a pickle of arrays and plain values."""
     expected = f"a pickle of a dictionary with {' and '.join(keys)}"
+    check_regular(path)
     try:
         with open(path, "rb") as f:
             content = ArrayUnpickler(f, encoding="latin1").load()
-    except (UsageError, FileNotFoundError):
+    except FileNotFoundError:
         raise
+    except UsageError as e:
+        raise UsageError(f"{path} is refused: {e}") from None
     except Exception as e:  # a damaged pickle raises what its bytes happen to mean
-        refuse(path, f"is truncated or no pickle ({' '.join(str(e).split())[:60]})", expected)
+        refuse(path, f"is truncated or no pickle ({' '.join(str(e).split())[:60] or type(e).__name__})", expected)
     if not isinstance(content, dict) or not set(keys) <= set(content):
         there = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         refuse(path, f"contains {there[:80] or 'nothing'}", expected)
     return content
 
 
-def check_pixels(path: Path, x: np.ndarray, labels: Sequence) -> None:
-    """UsageError unless x is uint8 (N, H, W, 3) with a label for each image."""
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) != len(labels):
-        refuse(path, f"contains images {x.dtype} {x.shape} and {len(labels)} labels", "uint8 (N, 84, 84, 3) and N labels")
+def pixels(path: Path, x: object, n: int | None = None) -> Tensor:
+    """The images of a pickle, uint8 (N, 3, H, W), N = n where n is given. UsageError unless x is an array of them, channels last."""
+    try:
+        x = np.asarray(x)
+    except ValueError:  # rows of several lengths
+        x = np.empty(0)
+    fits = x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3 and x.shape[1] == x.shape[2]
+    if not fits or not x.size or n not in (None, len(x)):
+        labels = "" if n is None else f" and {n:,} labels"
+        refuse(path, f"contains images {x.dtype} {x.shape}{labels}", "uint8 (N, 84, 84, 3), with a label each")
+    return torch.as_tensor(np.ascontiguousarray(x)).permute(0, 3, 1, 2)
+
+
+def class_labels(path: Path, value: object) -> list[str] | list[int]:
+    """The labels of a pickle's images, all of them names or all integers. UsageError for anything else."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    kinds = {type(v) for v in value} if isinstance(value, (list, tuple)) else {type(value)}
+    if not isinstance(value, (list, tuple)) or kinds not in ({str}, {int}):
+        names = ", ".join(sorted(k.__name__ for k in kinds)) or "none"
+        refuse(path, f"contains labels of type {names}", "a list of names, or of integers")
+    return list(value)
+
+
+# ---- lists
+
+
+def read_csv(path: Path, *columns: str) -> list[tuple[str, ...]]:
+    """The rows of a CSV file in these columns. UsageError where one is missing or empty; FileNotFoundError where there is no file."""
+    expected = f"a CSV file in UTF-8 with the columns {' and '.join(columns)}"
+    check_regular(path)
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            rows, names = [tuple(row.get(c) or "" for c in columns) for row in reader], list(reader.fieldnames or ())
+    except (ValueError, csv.Error) as e:
+        refuse(path, f"cannot be read ({e})", expected)
+    if not rows or not {*columns} <= {*names}:
+        refuse(path, f"has {len(rows)} rows and the columns {', '.join(names)[:80] or 'none'}", expected)
+    if bad := next((i for i, row in enumerate(rows, 2) if not all(v.strip() and v.isprintable() for v in row)), 0):
+        refuse(path, f"has an empty value or control characters in line {bad}", expected)
+    return rows

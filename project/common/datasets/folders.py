@@ -10,6 +10,7 @@ from pathlib import Path
 from ..cli import UsageError
 from .images import hash_test
 from .listing import Listing, Tree, class_listing, class_of, in_order, scan
+from .pictures import Unreadable, open_picture
 
 TRAIN, TEST, VAL = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 TEST_FRACTION = 0.2  # of a folder that has no test set
@@ -44,10 +45,10 @@ def unlabelled_folder(root: str) -> Callable[[str, bool], Listing]:
 
 def opened(root: str) -> Path:
     """The folder that `folder:root` means; UsageError if it is not there."""
-    path = Path(root).expanduser()
-    if path.is_file():
-        raise UsageError(f"folder:{root} is a file; unpack it and give the folder")
-    if not path.is_dir():
+    path = Path(os.path.expanduser(root))
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"folder:{root} is {'a file; unpack it and' if path.is_file() else 'no folder;'} give the folder")
+    if not root or not path.is_dir():
         raise UsageError(f"folder:{root}: no such folder")
     return path
 
@@ -68,9 +69,9 @@ def distinct(tree: Tree) -> list:
 def content_hash(path: str) -> bytes | None:
     """A hash of a file's bytes, None if it cannot be read."""
     try:
-        with open(path, "rb") as f:
+        with open_picture(path) as f:
             return hashlib.file_digest(f, "blake2b").digest()
-    except OSError:
+    except (OSError, Unreadable):
         return None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
 from ..augment import auto_augment, crop_flip, resized_crop
-from ..cli import UsageError
+from ..cli import UsageError, allocating
 from ..utils import exact
 from .listing import plain
 from .pictures import exact_grey, recoloured
@@ -52,11 +52,14 @@ class Images:
         """Indices (chosen, rest), on the CPU, of a draw of the fraction `part` of each class.
 
         Where paths are known, an image's path decides (hash_split), so that other files change nothing; `purpose` separates draws of
-        one seed. Elsewhere the draw is that of `split`.
+        one seed. Elsewhere the draw is that of `split`. UsageError where a held-out set (`val`) leaves a class without an image.
         """
-        if self.paths is None:
-            return split(self.y, part, seed)
-        return hash_split(self.paths, self.y, part, f"{purpose}{seed}")
+        chosen, rest = split(self.y, part, seed) if self.paths is None else hash_split(self.paths, self.y, part, f"{purpose}{seed}")
+        y = self.y.cpu()
+        if purpose == "val" and (lost := len(y.unique()) - len(y[rest].unique())):
+            least = y.bincount()[y].min()
+            raise UsageError(f"--val {part:g} leaves no training image of {lost} classes (one has {least} images); use a smaller --val")
+        return chosen, rest
 
     def in_channels(self, channels: int) -> "Images":
         """The images with `channels` channels, 1 or 3."""
@@ -119,18 +122,19 @@ def zoomed(images: Images) -> Images:
     if images.stream:
         raise UsageError("--zoom is for images in memory; streamed ones are evaluated so already, where they are larger than 64 pixels")
     size = images.x.shape[-1]
-    return replace(images, x=center_crop(resize(images.x, int(size / 0.875)), [size, size]))
+    with allocating("the enlarged test images (--zoom)", "--img_size"):
+        return replace(images, x=center_crop(resize(images.x, int(size / 0.875)), [size, size]))
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bilinear with antialiasing, in chunks."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bilinear with antialiasing, in chunks of 64 million values."""
     if x.shape[-2:] == (size, size):
         return x
-    chunks = [
-        F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255).to(torch.uint8)
-        for c in x.split(5000)
-    ]
-    return torch.cat(chunks)
+    out = x.new_empty(*x.shape[:2], size, size)  # before the work, so that a lack of memory shows at once
+    chunk = max(1, 2**26 // (x.shape[1] * max(size, *x.shape[2:]) ** 2))
+    for a, b in zip(out.split(chunk), x.split(chunk), strict=True):
+        a.copy_(F.interpolate(b.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255))
+    return out
 
 
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -144,7 +148,8 @@ def moments(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if images.stream is not None:
         raise UsageError("--normalize dataset is not known for a streamed folder; use --normalize half")
     n, _, h, w = images.x.shape
-    sums = torch.stack([torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]) for x in map(torch.Tensor.double, images.x.split(1000))])
+    chunks = map(torch.Tensor.double, images.x.split(max(1, min(1000, 2**28 // images.x[0].numel()))))
+    sums = torch.stack([torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]) for x in chunks])
     mean, square = sums.sum(0) / (n * h * w * 255)  # (C,) each
     std = (square / 255 - mean.square()).clamp_min(1e-6).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())

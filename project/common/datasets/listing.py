@@ -209,8 +209,8 @@ def listing_of_files(root: Path, files: Sequence[Path], labels: Sequence[int], c
 
 
 def file_size(path: str) -> int:
-    """A file's size in bytes, -1 if it does not exist."""
+    """A file's size in bytes, -1 if it does not exist, or cannot (a name with a null byte)."""
     try:
         return os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):
         return -1

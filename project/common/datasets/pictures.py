@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..values import cut
+
 NOT_DECODED = {"PDF", "EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"}  # Pillow names these types, but has no decoder of its own for them
 UNSIGNED, SIGNED = 1, 2  # values of TIFF's tag SampleFormat
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, ORIENTATION = 258, 262, 339, 274  # tags of TIFF and EXIF
 NAMED = 5  # a message names so many unreadable files
+NARROW = 200  # longer over shorter side above which a picture is refused: resizing its shorter side would take gigabytes
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,8 +58,11 @@ def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
     mode: RGB or L (grey). Raises Unreadable for a file that is broken or whose range of values is not known.
     """
     try:
-        with open(path, "rb") as f, Image.open(f) as image:  # given a path, Pillow maps uncompressed TIFF into memory, and turns it wrongly
-            check_mode(image)
+        with (
+            open_picture(path) as f,
+            Image.open(f) as image,
+        ):  # given a path, Pillow maps uncompressed TIFF into memory, and turns it wrongly
+            check_kind(image)
             image.load()
             turn = TURNS.get(orientation(image))
             picture = on_white(to_eight_bits(image), mode)
@@ -79,22 +86,36 @@ def read_square(path: str | Path, size: int, grey: bool = False, invert: bool = 
 def check_header(path: str | Path) -> None:
     """Raises Unreadable for a file that is no picture, not accessible, too large or of float pixels; the pixels are not read."""
     try:
-        with open(path, "rb") as f, Image.open(f) as image:
-            check_mode(image)
+        with open_picture(path) as f, Image.open(f) as image:
+            check_kind(image)
     except Unreadable:
         raise
     except Exception as e:
         raise Unreadable(reason(e, path)) from None
 
 
-def check_mode(image: Image.Image) -> None:
+def open_picture(path: str | Path) -> BinaryIO:
+    """A file, open for reading. Raises Unreadable for a pipe, a socket or a device, which would be waited for, and a link to nothing."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Unreadable("a folder" if os.path.isdir(path) else "a pipe, a socket or a device")
+    if os.path.islink(path) and not os.path.exists(path):
+        raise Unreadable("a link to a file that does not exist")
+    return open(path, "rb")
+
+
+def check_kind(image: Image.Image) -> None:
+    """Raises Unreadable for float pixels, and for a picture that is much longer than wide."""
     if image.mode == "F":
         raise Unreadable("float pixels, whose range is not known; convert it to 8 or 16 bits")
+    if max(image.size) > NARROW * min(image.size):
+        raise Unreadable(f"{image.width} x {image.height} pixels, longer than {NARROW} times its width")
 
 
 def reason(e: Exception, path: str | Path) -> str:
     """Why a picture cannot be read, in a few words."""
     words = " ".join(str(e).split())
+    if isinstance(e, MemoryError):
+        return "more pixels than fit into memory"
     if isinstance(e, PermissionError):
         return "no permission"
     if isinstance(e, FileNotFoundError):
@@ -209,7 +230,7 @@ def read_all(
 
 def unreadable(broken: Sequence[tuple[str, str]], n: int, skipped: bool = False) -> str:
     """One line on the unreadable ones, (name, reason) each, of n images: five are named. skipped: they are left out."""
-    named = ", ".join(f"{name} ({why})" for name, why in broken[:NAMED])
+    named = ", ".join(f"{cut(name)} ({why})" for name, why in broken[:NAMED])
     more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     line = f"{len(broken)} of {n} images cannot be read{' and are left out' * skipped}: {named}{more}"
     those = "it" if len(broken) == 1 else "them"
@@ -222,7 +243,7 @@ def read_pool_folder(folder: Path, shape: Sequence[int]) -> np.ndarray:
     Raises ValueError where there is no picture, one of another size, or one that cannot be read.
     """
     channels, height, width = shape
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in extensions() and not p.name.startswith("."))
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in extensions() and not p.name.startswith(".") and not p.is_dir())
     if not files:
         raise ValueError("it contains no PNG or JPEG file, nor another picture")
     read, broken = [], []

@@ -1,7 +1,6 @@
 """Readers of built-in data sets: `read(folder, train)` gives (images uint8 (N, C, H, W), labels (N,), class names if it knows them), or
 a Listing of picture files."""
 
-import bz2
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import torchvision
 from torch import Tensor
 
 from ..cli import UsageError
-from .files import check_cifar, find_idx, read_idx_pair, read_mat, refuse
+from ..utils import check_regular
+from .files import check_cifar, find_idx, is_there, read_idx_pair, read_mat, read_usps, refuse
 from .images import split
 from .listing import Listing, class_listing, class_of, in_order, listing_of_files, scan
 
@@ -53,7 +53,7 @@ def idx_set(name: str) -> Callable:
     def read(folder, train):
         kind, part = getattr(torchvision.datasets, name), "train" if train else "t10k"
         stems = [f"{part}-{what}-ubyte" for what in ("images-idx3", "labels-idx1")]
-        if not all(find_idx(folder, name, stem) for stem in stems):
+        if None in [find_idx(folder, name, stem) for stem in stems]:  # looks at both before a download writes to one
             kind(folder, download=True)
         images, labels = (find_idx(folder, name, stem) for stem in stems)
         return *read_idx_pair(images, labels, len(kind.classes)), list(kind.classes)
@@ -61,31 +61,21 @@ def idx_set(name: str) -> Callable:
     return read
 
 
-def usps(folder: str, train: bool) -> tuple[Tensor, Tensor, list[str]]:
-    """USPS in LIBSVM's format; the file that is there is read as torchvision reads it."""
-    place = next(
-        (p for p in (Path(folder), Path(folder) / "USPS") if (p / ("usps.bz2" if train else "usps.t.bz2")).is_file()), Path(folder)
-    )
-    path = place / ("usps.bz2" if train else "usps.t.bz2")
-    try:
-        if path.is_file():  # before torchvision, so that a failed download has another message
-            with bz2.open(path) as f:
-                f.read(1)
-        x, y, names = in_one_layout(torchvision.datasets.USPS(str(place), download=True, train=train))
-    except (OSError, EOFError, ValueError, IndexError) as e:
-        if not path.is_file():
-            raise
-        refuse(path, f"is truncated or damaged ({' '.join(str(e).split())[:60]})", "USPS in LIBSVM's format, packed with bzip2")
-    if not len(y) or y.min() < 0 or y.max() > 9:
-        refuse(path, "contains no labels from 1 to 10", "USPS in LIBSVM's format")
-    return x, y, names
+def usps(folder: str, train: bool) -> tuple[Tensor, Tensor]:
+    """USPS in LIBSVM's format: usps.bz2 and usps.t.bz2, downloaded where they are not there."""
+    name = "usps.bz2" if train else "usps.t.bz2"
+    path = next((p for p in (Path(folder) / name, Path(folder) / "USPS" / name) if is_there(p)), None)
+    if path is None:
+        torchvision.datasets.USPS(folder, download=True, train=train)
+        path = Path(folder) / name
+    return read_usps(path)
 
 
 def svhn(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     """SVHN's cropped digits (Netzer et al. 2011): train_32x32.mat and test_32x32.mat, downloaded where they are not there."""
     part = "train" if train else "test"
     found = (p / f"{part}_32x32.mat" for p in (Path(folder), Path(folder) / "SVHN"))
-    path = next((p for p in found if p.is_file()), None)
+    path = next((p for p in found if is_there(p)), None)
     if path is None:
         torchvision.datasets.SVHN(folder, split=part, download=True)
         path = Path(folder) / f"{part}_32x32.mat"
@@ -94,7 +84,9 @@ def svhn(folder: str, train: bool) -> tuple[Tensor, Tensor]:
 
 def syndigits(folder: str, train: bool) -> tuple[Tensor, Tensor]:
     """Synthetic Digits (Ganin & Lempitsky 2015) in its authors' two files, of SVHN's layout."""
-    return read_mat(Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat")
+    path = Path(folder) / "SynDigits" / f"synth_{'train' if train else 'test'}_32x32.mat"
+    check_regular(path)
+    return read_mat(path)
 
 
 def tiny_imagenet(folder: str, train: bool) -> Listing:
@@ -107,6 +99,7 @@ def tiny_imagenet(folder: str, train: bool) -> Listing:
     if train:
         return class_listing(root / "train", tree, classes, root)
     label, path = {c: k for k, c in enumerate(classes)}, root / "val" / "val_annotations.txt"
+    check_regular(path)
     rows = [line.split("\t")[:2] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         refuse(path, "has lines without a tab", "lines of image name, tab, class")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..cli import RunError, UsageError, say
+from ..cli import RunError, UsageError, say, shortage
 from .images import Images, hash_arrays, resize
 from .listing import Listing
 from .pictures import check_header, in_threads, read_all, read_picture, read_square, unreadable
@@ -58,8 +58,10 @@ class Part:
 
 def data_folder(source: Source, data_dir: str | Path) -> Path:
     """The folder of the data sets, `~` expanded; UsageError where it would be created on a drive that is not there."""
-    path = Path(data_dir).expanduser()
+    path = Path(os.path.expanduser(data_dir))
     parent = path.absolute().parent
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--data_dir {data_dir} is not a folder; give the folder of the data sets")
     if not (source.own or source.files.startswith("nothing") or path.exists() or parent.exists()):
         raise UsageError(f"--data_dir {data_dir}: the folder {parent} does not exist; mount its drive, or use another --data_dir")
     return path
@@ -73,6 +75,8 @@ def read_content(read: Callable[[str, bool | str], Content], source: Source, dat
         where = f" ({e.filename})" if e.filename else ""
         raise UsageError(f"{source.name} is not there{where}: {e if source.own else source.missing(data_dir)}") from None
     except (urllib.error.URLError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as e:
+        if shortage(e) is not None:
+            raise
         if source.own:
             raise RunError(f"{source.name} could not be read ({e})") from None
         raise RunError(f"{source.name} {BUILT_IN} ({e}): {source.missing(data_dir)}") from None

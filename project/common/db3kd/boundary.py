@@ -31,7 +31,9 @@ def nearest_of_class(
     x: images (N, ...); s: their classes (N,); bank: images (B, ...); classes: the teacher's classes of the bank (B,).
     K: number of classes. pick: the m `nearest` images, or m `random` ones that are the same for all x (drawn by the generator g).
     Returns their indices (N, K, m) and distances (N, K, m) in ascending order. A distance is infinite if there is no such image.
+    m is at most B.
     """
+    m = min(m, len(bank))
     N, x, flat = len(x), x.flatten(1), bank.flatten(1)
     index = torch.zeros(N, K, m, dtype=torch.long, device=x.device)
     distance = torch.full((N, K, m), math.inf, dtype=x.dtype, device=x.device)

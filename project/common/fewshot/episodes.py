@@ -5,7 +5,9 @@ Each image is encoded once, even if it is in many episodes.
 """
 
 import copy
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,14 +17,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints import read, read_weights
-from ..cli import UsageError, say
+from ..checkpoints import read_weights
+from ..cli import UsageError, allocating, say
 from ..datasets import Images, novel
 from ..gda.alignment import AlignmentOptions
 from ..gda.bases import BaseLossOptions
 from ..options import StudentOptions, opt
 from ..run import Run
-from ..utils import exact, save
+from ..utils import check_regular, exact, save
+from ..values import short
 
 SHOTS = (1, 5)  # numbers of support images per class for which every model is evaluated
 CHUNK_VALUES = 2**24  # largest number of feature values that are gathered at a time
@@ -39,7 +42,7 @@ class EpisodeOptions:
     way: int = opt(5, "number of classes in an episode", ge=2, le=1000)
     query: int = opt(15, "number of query images per class in an episode", ge=1, le=1000)
     metric: Literal["cos", "sqr"] = opt("cos", "similarity of query and prototype: cosine (cos), or negative squared distance (sqr)")
-    test_episodes: int = opt(8000, "number of episodes with test classes at the end of the run", ge=2)
+    test_episodes: int = opt(8000, "number of episodes with test classes at the end of the run", ge=2, le=10**7)
 
 
 @dataclass
@@ -59,7 +62,7 @@ class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentO
     model: str = opt("ResNet12", "architecture of the student: a model of the list below", alias=("student", "res_type"))
     response: str = opt("logits", alias=())
     lamda: float = 1.0
-    val_episodes: int = opt(800, "number of episodes with validation classes at each evaluation", ge=2)
+    val_episodes: int = opt(800, "number of episodes with validation classes at each evaluation", ge=2, le=10**7)
     base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"] = "kd"
     w_gt: float = 1.0
     w_fr: float = 0.1
@@ -107,9 +110,13 @@ class Prototypes(nn.Module):
 
 def learned_temperature(path: Path) -> float:
     """Returns the temperature that belongs to the checkpoint `path`: the learned one if it was trained on episodes, otherwise 10."""
-    if (head := path.with_name("head.pt")).exists():
-        return read(head, model=dict)["model"]["temp"].item()
-    return float(read_weights(path)[0].get("temp", 10.0))
+    head = path.with_name("head.pt")
+    check_regular(head)
+    source, default = (head, {}) if head.exists() else (path, {"temp": torch.tensor(10.0)})
+    temp = (default | read_weights(source)[0]).get("temp", torch.empty(0))
+    if temp.numel() != 1 or not 0 < temp.item() < math.inf:
+        raise UsageError(f"{source}: its temperature temp is {short(str(temp.tolist()))}; expected one number above 0: train it again")
+    return temp.item()
 
 
 def query_classes(way: int, query: int, device: torch.device | str | None = None) -> Tensor:
@@ -162,7 +169,7 @@ class EpisodeBatches:
     def __iter__(self) -> Iterator[tuple[Tensor]]:
         g = torch.Generator().manual_seed(100_000 * self.run.args.seed + self.run.epoch)
         for _ in range(self.steps):
-            yield (self.sampler.draw(self.episodes, g).to(self.run.device),)
+            yield (self.sampler.draw(self.episodes, g).to(self.run.device, non_blocking=True),)
 
 
 # ---- evaluation
@@ -206,6 +213,11 @@ def features_of(run: Run, net: nn.Module, images: Images) -> Tensor:
     return run.infer(lambda x: net(x, feature=True)[1], images).float()
 
 
+def episodes_in_memory() -> AbstractContextManager:
+    """A block that evaluates episodes."""
+    return allocating("the features and the episodes", "--way", "--query", "--test_episodes", "--img_size")
+
+
 def confidence_interval(values: Tensor) -> tuple[float, float]:
     """Returns the mean of n > 1 values (n,), and half the width of its 95 % interval (Student's t)."""
     from scipy.stats import t
@@ -233,8 +245,9 @@ class NovelClasses:
 
     def accuracies(self, part: Literal["val", "test"], n: int, net: nn.Module) -> dict[int, Tensor]:
         """Returns {number of support images per class: accuracies (n,) in percent} of a network over n episodes."""
-        features, y = features_of(self.run, net, self.parts[part]), self.parts[part].y
-        return {s: episode_accuracies(features, y, self.args, s, n) for s in sorted({*SHOTS, self.shot})}
+        with episodes_in_memory():
+            features, y = features_of(self.run, net, self.parts[part]), self.parts[part].y
+            return {s: episode_accuracies(features, y, self.args, s, n) for s in sorted({*SHOTS, self.shot})}
 
     def val(self) -> dict[str, float]:
         """Returns the student's accuracies on validation classes, {"1shot": percent, ...}; keeps its weights if it is the best so far."""

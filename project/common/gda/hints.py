@@ -69,7 +69,7 @@ def relations(f: Tensor) -> tuple[Tensor, Tensor]:
     square = apart.square().sum(2)
     d = square.clamp_min(1e-12).sqrt() * (square > 0)
     e = F.normalize(apart, dim=2)
-    return d / d[d > 0].mean(), e @ e.transpose(1, 2)
+    return d * (d > 0).sum() / d.sum(), e @ e.transpose(1, 2)
 
 
 class ReviewKD(nn.Module):

@@ -5,7 +5,7 @@ import warnings
 import torch
 import torch.nn as nn
 
-from ..cli import UsageError
+from ..cli import UsageError, allocating
 from ..utils import lookup
 from . import fewshot, lenet, mobilenet, resnet, shufflenet, vgg, wrn
 from .library import canonical_library_name, make_library_net
@@ -29,11 +29,12 @@ def build(name: str, classes: int, shape: tuple[int, int, int], device: torch.de
     Raises UsageError for an unknown name, and for images that the model cannot process (with the smallest larger size that works).
     """
     name, (channels, size, _) = canonical(name), shape
-    if not accepts(name, classes, channels, size):
-        least = next((s for s in SIZES if s > size and accepts(name, classes, channels, s)), None)
-        hint = f"use --img_size {least}" if least else "use another model"
-        raise UsageError(f"{name} cannot take {channels}x{size}x{size} images; {hint}")
-    return make(name, classes, channels, size).to(device)
+    with allocating(f"the network {name} for {channels}x{size}x{size} images", "--img_size", "take a smaller network"):
+        if why := refusal(name, classes, channels, size):
+            least = next((s for s in SIZES if s > size and not refusal(name, classes, channels, s)), None)
+            hint = f"use --img_size {least}" if least else "use another model"
+            raise UsageError(f"{name} cannot take {channels}x{size}x{size} images{why if ':' in name else ''}; {hint}")
+        return make(name, classes, channels, size).to(device)
 
 
 def make(name: str, classes: int, channels: int, size: int) -> nn.Module:
@@ -43,13 +44,24 @@ def make(name: str, classes: int, channels: int, size: int) -> nn.Module:
     return MODELS[name](classes, channels, size)
 
 
-def accepts(name: str, classes: int, channels: int, size: int) -> bool:
-    """Returns whether the model can process images of this size. It tests a forward pass on the meta device, which computes nothing."""
-    try:
-        with torch.device("meta"), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # warnings about layers without weights
-            return make(name, classes, channels, size)(torch.empty(2, channels, size, size)).shape == (2, classes)
-    except (RuntimeError, ValueError, ZeroDivisionError):
-        return False
+def refusal(name: str, classes: int, channels: int, size: int) -> str:
+    """Returns why the model cannot process images of this size, in brackets; an empty string if it can.
+
+    It tests a forward pass on the meta device, which computes nothing; a foreign model that needs values is tested on the CPU.
+    """
+    for device in ("meta", "cpu") if ":" in name else ("meta",):
+        try:
+            with torch.device(device), torch.no_grad(), warnings.catch_warnings(action="ignore"):  # about layers without weights
+                logits = make(name, classes, channels, size)(torch.zeros(2, channels, size, size))
+            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            return "" if found == (2, classes) else f" (of 2 images it gives {found}, not logits {(2, classes)})"
+        except (UsageError, MemoryError):
+            raise
+        except (Exception, SystemExit) as e:  # code of libraries and of the user raises what it likes
+            why = f" ({type(e).__name__}: {' '.join(str(e).split())[:100]})"
+            if "meta" not in str(e).lower():
+                break
+    return why
 
 
 def num_parameters(net: nn.Module) -> int:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,7 @@ import torchvision
 from torch import Tensor
 
 from ..cli import UsageError
-from ..utils import matching
+from ..utils import check_regular, matching
 
 
 class WithFeature:
@@ -81,7 +82,10 @@ def timm_net(name: str, classes: int, channels: int, size: int) -> nn.Module:
 
 def own_net(name: str, classes: int, channels: int, size: int) -> nn.Module:
     """A new net of the user's class, `path/to/file.py:Class`, made as Class(classes, channels, size) or Class(classes=...)."""
-    net = own_object(name)(classes, channels, size)
+    make = own_object(name)
+    if not callable(make):
+        raise UsageError(f"{name} is of type {type(make).__name__}; give a class or a function that makes a torch.nn.Module")
+    net = make(classes, channels, size)
     if not isinstance(net, nn.Module):
         raise UsageError(f"{name} gives {type(net).__name__}, not a torch.nn.Module")
     return net if "feature" in inspect.signature(net.forward).parameters else with_feature(net, classes)
@@ -90,18 +94,20 @@ def own_net(name: str, classes: int, channels: int, size: int) -> nn.Module:
 def own_object(name: str) -> object:
     """What `path/to/file.py:NAME` names; UsageError where the file or the name in it is not there, or the file fails."""
     file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UsageError(f"no file {path}; give path/to/file.py:NAME")
+    path = Path(os.path.expanduser(file))
+    if path.suffix == ".py":
+        check_regular(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"no file {file!r}; give path/to/file.py:NAME")
     spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
-        raise UsageError(f"{path} fails: {type(e).__name__}: {e}") from None
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"{path} fails: {type(e).__name__}: {' '.join(str(e).split())}") from e
     if not hasattr(module, attribute):
         there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise UsageError(f"{path} has no {attribute}; it has: {', '.join(there) or 'nothing that can be called'}")
+        raise UsageError(f"{path} has no {attribute or 'name after the colon'}; it has: {', '.join(there) or 'nothing that can be called'}")
     return getattr(module, attribute)
 
 

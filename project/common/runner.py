@@ -1,0 +1,222 @@
+"""The runs of a table as processes: which are missing, which are ready, what came of them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .cli import PARENT, UsageError
+from .csv_files import COPYING, ROOT
+from .earlier import finished_result, is_locked
+from .forms import RESULT_NUMBERS
+from .options import RunOptions, differences, flags
+from .tables import of, record, tuple_of
+from .utils import clock
+
+ENDED = ("done", "failed")
+BUSY = "another process is running this run"  # what a run says whose lock is held
+LAST = 2**16  # bytes at the end of a run's output in which the reason of a failure is looked for
+NUMBER = of((int, float), "a number")
+SHOT = tuple_of(2, NUMBER)  # an accuracy, and half the width of its interval
+RESULT = record(  # what a table shows of a result
+    set(),
+    others=True,
+    **dict.fromkeys(RESULT_NUMBERS, lambda value, place: None if value is None else NUMBER(value, place)),
+    copying=record(set(COPYING), **dict.fromkeys(COPYING, NUMBER)),
+    fewshot=record({"last"}, others=True, last=record({"1shot", "5shot"}, others=True, **{"1shot": SHOT, "5shot": SHOT})),
+)
+
+
+@dataclass
+class Task:
+    """One run of a script.
+
+    options: the command line as a dictionary. args: all options. folder: checkpoints and result. log: the file of its output, `begins`
+    bytes of which are of earlier attempts. needs: runs that must finish first. state: missing, waiting (for another process that runs
+    it), running, done or failed. why: the reason of a failure. result: content of result.json.
+    """
+
+    script: str
+    options: dict
+    args: RunOptions
+    folder: Path
+    log: Path
+    needs: list["Task"] = field(default_factory=list)
+    state: str = "missing"
+    why: str = ""
+    result: dict | None = None
+    begins: int = 0
+
+    def command(self) -> list[str]:
+        """Returns the command line that starts the run."""
+        return [sys.executable, "-u", str(ROOT / "project" / f"{self.script}.py"), *flags(**self.options)]
+
+    def fail(self, why: object) -> None:
+        """Marks the run as failed, for a reason of one line."""
+        self.state, self.why = "failed", " ".join(str(why).split())
+
+    def load_result(self) -> None:
+        """Marks the run as done if its folder holds a result, as failed if the result is damaged or of other options."""
+        try:
+            if result := finished_result(self.folder):
+                RESULT(result, "")
+        except UsageError as e:
+            return self.fail(e if str(self.folder) in str(e) else f"{self.folder / 'result.json'}: {e}")
+        if result and (different := differences(self.args, result["options"])):
+            self.fail(f"{self.folder} holds a run with {', '.join(different)}; run the script with --overwrite, or move the folder away")
+        elif result:
+            self.result, self.state = result, "done"
+
+    def __str__(self) -> str:
+        return f"{self.script} {self.folder.parent.name} seed {self.args.seed}"
+
+
+class Runner:
+    """Runs the missing tasks, `jobs` at a time. A run starts when all runs that it needs are done."""
+
+    def __init__(self, tasks: list[Task], jobs: int):
+        self.todo, self.jobs, self.running = [t for t in tasks if t.state == "missing"], jobs, {}
+        self.done, self.began, self.gpus = 0, time.monotonic(), torch.cuda.device_count()
+        self.bar = tqdm(total=len(self.todo), unit="run", disable=not sys.stderr.isatty())
+
+    def say(self, text: str) -> None:
+        """Prints a line with the number of finished runs and the elapsed time."""
+        self.bar.write(f"[{self.done}/{len(self.todo)}] {clock(time.monotonic() - self.began)}  {text}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def run(self) -> None:
+        """Runs until nothing is missing. On Ctrl-C or SIGTERM it stops the runs, which save first, and raises KeyboardInterrupt."""
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C
+        try:
+            while any(t.state not in ENDED for t in self.todo):
+                self.start_ready()
+                self.collect()
+                self.bar.set_postfix_str(", ".join(str(t) for t, _ in self.running.values()))
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        finally:
+            self.bar.close()
+            signal.signal(signal.SIGTERM, former)
+
+    def stop(self) -> None:
+        """Stops the runs, which save first; the second Ctrl-C ends them at once."""
+        processes = [process for _, process in self.running.values()]
+        try:
+            for process in processes:
+                process.terminate()
+            if processes:
+                self.say(f"{len(processes)} runs save and stop; Ctrl-C again ends them at once")
+            for process in processes:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def start_ready(self) -> None:
+        """Starts runs whose needs are done, while fewer than `jobs` are running. A failed need fails the run.
+
+        A run that another process runs is waited for; what that leaves in the folder counts.
+        """
+        for task in [t for t in self.todo if t.state in ("missing", "waiting")]:
+            if failed := [n for n in task.needs if n.state == "failed"]:
+                task.fail(f"{failed[0]} failed")
+                self.report_end(task, f"{task}: not run, {task.why}")
+            elif len(self.running) < self.jobs and all(n.state == "done" for n in task.needs):
+                if is_locked(task.folder):
+                    self.wait(task)
+                    continue
+                task.load_result()
+                if task.state in ENDED:
+                    self.report_end(task)
+                else:
+                    self.start(task)
+
+    def wait(self, task: Task) -> None:
+        """Notes that another process runs this task."""
+        if task.state != "waiting":
+            task.state, task.why = "waiting", ""
+            self.say(f"{task} waits for another process that runs it")
+
+    def start(self, task: Task) -> None:
+        """Starts a run."""
+        slot = next(i for i in range(self.jobs) if i not in self.running)
+        try:
+            self.running[slot] = task, launch(task, self.jobs, slot % self.gpus if self.gpus else None)
+            self.say(f"{task} started")
+        except OSError as e:
+            task.fail(f"it could not be started: {e.filename or task.command()[0]}: {e.strerror}")
+            self.report_end(task)
+
+    def collect(self) -> None:
+        """Takes the results of runs that have ended."""
+        for slot, (task, process) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[slot]
+            process.stdin.close()
+            finish_task(task, process.returncode)
+            if BUSY in task.why:  # another process was quicker
+                self.wait(task)
+            else:
+                self.report_end(task)
+
+    def report_end(self, task: Task, text: str = "") -> None:
+        """Counts one more run as ended, and prints a line: `text`, or what came of it."""
+        self.done += 1
+        self.say(text or (task.result["line"] if task.result else f"{task} failed: {task.why}"))
+        self.bar.update()
+
+
+def launch(task: Task, jobs: int, gpu: int | None) -> subprocess.Popen:
+    """Starts the process of a run and returns it. The run gets cores / jobs threads, and the GPU with index `gpu` (None: all).
+
+    The run ends, and saves first, when its standard input is closed: if this process ends in whatever way, its runs end, too.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    env = {"OMP_NUM_THREADS": threads} | os.environ | {PARENT: "1"}
+    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible_device(gpu)}
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "ab") as log:
+        task.begins = log.tell()
+        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(task.command(), **streams, env=env, start_new_session=True)
+    task.state = "running"
+    return process
+
+
+def visible_device(gpu: int) -> str:
+    """Returns the name for CUDA_VISIBLE_DEVICES of the GPU with index `gpu` among those of this process."""
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return mine.split(",")[gpu] if mine else str(gpu)
+
+
+def finish_task(task: Task, status: int) -> None:
+    """Reads the result of a run that has ended with this exit status, or the reason of its failure in its output."""
+    if status == 0:
+        task.load_result()
+    if task.state not in ENDED:
+        task.fail(reason(task, status))
+
+
+def reason(task: Task, status: int) -> str:
+    """Why a run has failed: the last error line of its own output, else its last line, with exit status or signal."""
+    text = b""
+    with contextlib.suppress(OSError), open(task.log, "rb") as f:
+        f.seek(max(task.begins, f.seek(0, os.SEEK_END) - LAST))
+        text = f.read()
+    lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(f"{task.script}.py: ")]
+    if status < 0 and not errors:
+        after = f" after: {lines[-1]}" if lines else ""
+        return f"it was ended by signal {-status} ({signal.strsignal(-status)}){after} ({task.log})"
+    return f"{([*lines, *errors] or ['no output'])[-1]} (status {status}, {task.log})"
