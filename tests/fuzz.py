@@ -80,7 +80,7 @@ def hunt_options(homes: Homes, tally: Tally, number: int, start: int) -> None:
     def use(example: tuple[str, list[str], bool]) -> None:
         name, argv, run = example
         found = fuzz_options.check(example, homes)
-        kind = "refused" if found.refused else "run" if run else "read"
+        kind = ("run" if run else "read") + " and refused" * found.refused
         tally.note(kind, found.fault(), f"{name} {shlex.join(argv)}")
 
     examples(tally, fuzz_options.command_lines(), number, start, use)
@@ -171,7 +171,7 @@ def summary(found: dict[str, Tally]) -> list[str]:
     """The table of docs/reliability.md."""
     counts = sum((t.counts for t in found.values()), Counter())
     rows = {
-        "command lines of all scripts": ("refused", "read", "run"),
+        "command lines of all scripts": ("read", "read and refused", "run", "run and refused"),
         f"damaged files in {len(fuzz_files.CASES)} places": ("file refused", "the same result", "valid with another content"),
         "kills": ("KILL", "TERM", "INT"),
         f"killed runs of {len(fuzz_kills.KINDS)} kinds": ("killed at events", "killed at any time", "table killed"),

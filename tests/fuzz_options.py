@@ -12,114 +12,43 @@ from fuzz_homes import QUICK, RUNS, TEACHER
 from fuzz_process import SCRIPTS, Homes, Job, Outcome, execute, move_tables, quietly, replace, script
 from hypothesis import strategies as st
 
-RUN_ONE_IN = 20  # of the command lines
+RUN_ONE_IN = 10  # of the command lines
 
 # what `argv` of a process cannot hold is left out: the letter of number 0
 NASTY = [
     "",
     " ",
-    "--",
-    "-",
-    "-1",
-    "0",
-    "-0",
-    "1e-320",
-    "1e-9",
-    "1e400",
-    "nan",
-    "inf",
-    "-inf",
-    "²",
-    "٣",
-    "½",
-    "1_0",
-    "0x10",
-    "1,",
-    ",",
-    "+",
-    ":",
-]
-NASTY += [
-    "9" * 19,
-    "9" * 5000,
-    "1" + "0" * 400,
-    "None",
-    "True",
-    "[]",
-    "{}",
-    "%s",
-    "%",
     "\n",
     "a\nb",
     "\t",
-    "é",
-    "💥",
     "\udcff",
+    "9" * 19,
+    "9" * 5000,
+    "1" + "0" * 400,
     "x" * 300,
     "x" * 5000,
-]
-NASTY += [
-    "..",
-    "../..",
-    "/",
-    ".",
-    "~",
-    "~nobody/x",
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "pipe",
-    "dangling",
-    "empty",
-    "folder",
-    "noise",
-    "a/b",
-]
-NASTY += [
-    "*",
-    "$HOME",
-    "'",
-    '"',
-    "\\",
-    "1/0",
-    "0/1",
-    "1e5",
-    "0.999",
-    "0.5",
-    "1",
-    "2",
-    "3",
-    "100",
-    "4096",
     str(2**31),
     str(2**32),
     str(2**63),
 ]
-NETS = ["ResNet8", "resnet-8", "LeNet5", "ConvNet4", "ResNet12", "WRN_16_1", "MobileNetV2", "ShuffleNetV1", "VGG8", "AlexNet", "ResNet9"]
-NETS += ["torchvision:vit_b_16", "torchvision:resnet18", "torchvision:", "torchvision:alexnet", "torchvision:x", "timm:resnet18", "timm:"]
-NETS += ["py:own.py:teacher", "py:own.py:x", "py:", "py::", "py:own.py", "own.py:Net", "own.py:", "own.py:os", "no.py:Net", ":", ".py:"]
-FILES = ["teacher.pt", "generator.pt", "transfer.safetensors", "pool.npy", "photos", "own.py", "result.json"]
+NASTY += "-- - -1 0 -0 1e-320 1e-9 1e400 nan inf -inf ² ٣ ½ 1_0 0x10 1, , + : None True [] {} %s % é 💥 * $HOME ' \" \\ 1/0 0/1".split()
+NASTY += ".. ../.. / . ~ ~nobody/x /dev/null /dev/zero /dev/full pipe dangling empty folder noise a/b".split()
+NASTY += "1e5 0.999 0.5 1 2 3 100 4096".split()
+NUMBERS = [1, 2, 3, 7, 16, 100, 1000, 2**16, 10**6, 10**9, 2**40]
+NETS = "ResNet8 resnet-8 LeNet5 ConvNet4 ResNet12 WRN_16_1 MobileNetV2 ShuffleNetV1 VGG8 AlexNet ResNet9".split()
+NETS += "torchvision:vit_b_16 torchvision:resnet18 torchvision: torchvision:alexnet torchvision:x timm:resnet18 timm:".split()
+NETS += "py:own.py:teacher py:own.py:x py: py:: py:own.py own.py:Net own.py: own.py:os no.py:Net : .py:".split()
+FILES = "teacher.pt generator.pt transfer.safetensors pool.npy photos own.py result.json".split()
 PLAUSIBLE = {
-    "dataset": [
-        "Digits",
-        "digits",
-        "DigitsFS",
-        "folder:photos",
-        "folder:",
-        "folder:/",
-        "folder:flat",
-        "folder:nothing",
-        "folder:own.py",
-        "MNIST",
-    ],
+    "dataset": "Digits digits DigitsFS folder:photos folder: folder:/ folder:flat folder:nothing folder:own.py MNIST".split(),
     "model": NETS,
-    "response": ["hard", "soft", "logits", "inside", "topk:3", "topk:0", "topk:99", "topk:²", "topk:", "top"],
-    "normalize": ["half", "unit", "imagenet", "dataset", "0.5,0.5", "0,0", "0,1e-320", "1,2,3", "0.5,0.5,0.5,1,1,1", "nan,1", "-5,1e30"],
+    "response": "hard soft logits inside topk:3 topk:0 topk:99 topk:² topk: top".split(),
+    "normalize": "half unit imagenet dataset 0.5,0.5 0,0 0,1e-320 1,2,3 0.5,0.5,0.5,1,1,1 nan,1 -5,1e30".split(),
     "milestones": ["1/3,2/3", "1", "0.5", "1,1", "3,2,1", "1/0", "x", "0", "1/3 2/3", "1e300", "9" * 400],
-    "device": ["cpu", "auto", "cuda", "cuda:0", "cuda:99", "0", "1", "meta", "hpu", "mps", "cpu:1", "cpu:x", "xla"],
-    "basis": ["dct", "full", "dct:2", "dct:0", "dct:99", "dct+dct", "surrogate+dct", "bank+full", "+", "dct:-1", "dct:²"],
+    "device": "cpu auto cuda cuda:0 cuda:99 0 1 meta hpu mps cpu:1 cpu:x xla".split(),
+    "basis": "dct full dct:2 dct:0 dct:99 dct+dct surrogate+dct bank+full + dct:-1 dct:²".split(),
     "budgets": ["300", "300,1000", "0", "x", "1000,1000", "-5", "300,", "9" * 30],
-    "shots": ["1", "1,5", "0", "²", "1,1", "99999", "x", ","],
+    "shots": "1 1,5 0 ² 1,1 99999 x ,".split(),
     "tag": ["a", "x/y", "..", "", "-", "seed0", "a b", "a\nb", "é"],
 }
 SAME = {"private": "dataset", "pool": "dataset", "teacher": "model", "teacher_normalize": "normalize"}
@@ -141,20 +70,22 @@ def options_of(name: str) -> dict[str, type]:
     return TABLE_OPTIONS if name == "table" else {f.name: f.type for f in fields(importlib.import_module(name).Args)}
 
 
-def values(option: str, kind: type) -> st.SearchStrategy[str]:
-    """Values of an option, half of them of its kind."""
-    likely = st.sampled_from(FILES + PLAUSIBLE["tag"]) if kind is str else st.integers(0, 40).map(str)
+def values(option: str, kind: type, likely_only: bool) -> st.SearchStrategy[str]:
+    """Values of an option, half of them of its kind, or nearly all."""
+    likely = st.sampled_from(FILES + PLAUSIBLE["tag"]) if kind is str else st.one_of(st.integers(0, 40), st.sampled_from(NUMBERS)).map(str)
     if get_origin(kind) is Literal:
         likely = st.sampled_from([str(v) for v in get_args(kind)])
     elif kind is float:
-        likely = st.one_of(st.floats(0, 1, width=16).map(str), st.floats().map(str))
+        likely = st.one_of(st.floats(0, 1, width=16), st.floats(), st.sampled_from(NUMBERS)).map(str)
     elif found := PLAUSIBLE.get(SAME.get(option, option)):
         likely = st.sampled_from(found)
-    return st.one_of(likely, likely, st.sampled_from(NASTY), st.text(st.characters(exclude_characters="\0"), max_size=8))
+    return st.one_of(
+        *[likely] * (8 if likely_only else 2), st.sampled_from(NASTY), st.text(st.characters(exclude_characters="\0"), max_size=8)
+    )
 
 
 @st.composite
-def words(draw: st.DrawFn, name: str) -> list[str]:
+def words(draw: st.DrawFn, name: str, likely_only: bool) -> list[str]:
     """The words of one option with a value, in one of its spellings."""
     options = options_of(name)
     option = draw(st.sampled_from(sorted(options)))
@@ -162,7 +93,7 @@ def words(draw: st.DrawFn, name: str) -> list[str]:
     if options[option] is bool:
         spelled = spelled.replace("--", "--no_", 1) if draw(st.integers(0, 3)) == 0 else spelled
         return [f"{spelled}={draw(st.sampled_from(NASTY))}"] if draw(st.integers(0, 9)) == 0 else [spelled]
-    value = draw(values(option, options[option]))
+    value = draw(values(option, options[option], likely_only))
     return draw(
         st.sampled_from([[f"{spelled}={value}"], [spelled, value], [f"{spelled}={value}"], [spelled]][: 3 + (draw(st.integers(0, 9)) == 0)])
     )
@@ -173,7 +104,7 @@ def command_lines(draw: st.DrawFn) -> tuple[str, list[str], bool]:
     """(script, its options, whether it is run); those to be run begin with RUNS and end with --dry_run or not."""
     name = draw(st.sampled_from(SCRIPTS))
     run = draw(st.integers(1, RUN_ONE_IN)) == 1
-    argv = [w for group in draw(st.lists(words(name), min_size=1, max_size=3 if run else 6)) for w in group]
+    argv = [w for group in draw(st.lists(words(name, run), min_size=1, max_size=3 if run else 6)) for w in group]
     if name == "table" and (run or draw(st.booleans())):
         argv = [draw(st.sampled_from(["tiny.toml", "digits", "no", "own.py", "", "empty", "folder", "/dev/zero", "pipe.toml"])), *argv]
     if run:

@@ -1,24 +1,26 @@
-"""A pretend GPU: tensors that lie on the CPU and keep the rules of `cuda`, so that every commit is tested against them without one.
+"""A pretend GPU: `cuda:0` and `cuda:1` on the CPU, with a GPU's rules, so that each commit is tested against these without a GPU.
 
-`with pretend_gpu() as gpu:` makes `cuda:0` and `cuda:1` of this process's CPU. Every tensor there is `OnGpu`: it answers as a GPU's, and
-its values are in a CPU tensor (`host`), on which each operation runs. As on a GPU,
-  - an operation on tensors of two devices raises, but for copies, indices on the CPU and values without dimensions;
-  - a generator of the CPU cannot fill a tensor of the GPU; `numpy()` raises;
-  - the host waits for the device in certain operations: `gpu.waits` counts them by place, (phase, file:function, kind), and
-    `gpu.lines` names the lines. Kinds: item, download (`cpu()`, `tolist()`), upload (a copy to the GPU without non_blocking), mask
-    (a boolean index), equal, and the names of operations whose result's size depends on values (nonzero, bincount, ...).
-Random numbers are the CPU's, so that results are those of the CPU, bit by bit; `own_rng` gives each device a generator of its own.
-It knows no memory of its own (`torch.cuda.max_memory_allocated` is 0), no streams, no kernels: speed, rounding and lack of memory are
-for a real GPU to test. There the same tests run unpretended:
+    with pretend_gpu() as gpu:
+        KD.main(["--device", "cuda", ...])
+
+Each tensor on it is an `OnGpu`. It answers as a tensor on `cuda`; its values are in a CPU tensor, `host`, on which each operation runs.
+
+  - An operation on tensors of two devices raises, except for copies, indices on the CPU, and CPU tensors without dimensions.
+  - A CPU generator cannot fill a GPU tensor. `numpy()` raises. A saved file says that its tensors were on `cuda:0`.
+  - `gpu.waits` counts the operations for which the host waits for the device: {(phase, file:function, kind): number}. `gpu.lines` has
+    their lines. Kinds: item (also `bool`, `float`), download (a copy to the CPU), upload (a copy to the GPU without non_blocking), mask
+    (a boolean index), equal, and operations whose result has a size that depends on values (nonzero, bincount, ...).
+
+Random numbers come from the CPU's generator, so that results equal those on the CPU, bit by bit. With `own_rng` each device has a
+generator. It has no streams, no memory limit and no kernels of its own: speed, rounding and lack of memory need a real GPU. There the same
+tests run without pretending, with a tolerance instead of equality and without the counts:
 
     REAL_GPU=1 python -m pytest tests/test_pretend.py
 
-with a tolerance instead of equality, and without the counts.
-
-How: a wrapper subclass holds `host`. A TorchFunctionMode sees each call from Python: it takes `device=` out, moves tensors (`to`) and
-remembers the device for operations that make tensors like their arguments (one_hot). A TorchDispatchMode sees each operation below
-autograd: it checks, counts, computes. To C++ all tensors are the CPU's, so that autograd and autocast are those of the CPU, and any
-build of PyTorch will do. Tests are skipped where a version lacks one of NEEDED.
+How it works: the TorchFunctionMode `Calls` sees each call from Python. It replaces `device=`, moves tensors (`to`), and notes the device
+for operations that make tensors like their arguments (one_hot). The TorchDispatchMode `Operations` sees each operation below autograd,
+checks it, counts waits, and runs it. For C++ all tensors are on the CPU, so that autograd and autocast are the CPU's, and any build of
+PyTorch will do. Where a version of PyTorch lacks one of NEEDED, the tests are skipped.
 """
 
 import contextlib

@@ -118,10 +118,16 @@ def result(accuracy, **more):
     } | more
 
 
+def start(command):
+    """The process of a command, which takes SIGINT although one that a shell's `&` started, and so all its children, ignores it."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **how)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_table_stops_its_runs_and_goes_on(number, tiny):
     command = [sys.executable, "-u", str(ROOT / "project" / "table.py"), *tiny()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     process.stdout.readline()
     time.sleep(1)
     process.send_signal(number)
@@ -142,7 +148,7 @@ rows = [{ name = "CE", script = "CE" }]
 lamda = 0.2
 epochs = 1
 [scripts.teacher]
-epochs = 60
+epochs = 30
 """
 
 
@@ -151,18 +157,17 @@ def one(tiny):
     """one(*flags): the command of a table of two runs in a process; its first takes some seconds."""
     started = []
 
-    def start(*flags):
+    def start_one(*flags):
         tiny()
         (tiny.home / "tiny.toml").write_text(ONE)
         command = [sys.executable, "-u", str(ROOT / "project" / "table.py"), *tiny.flags, *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+        started.append(start(command))
+        return started[-1]
 
     tiny.flags = [str(tiny.home / "tiny.toml"), "--checkpoints_dir", str(tiny.home / "c"), "--logs_dir", str(tiny.home / "l")]
-    start.home, start.folder = tiny.home, tiny.home / "c/teacher/Digits/ResNet8/seed0"
-    start.log = tiny.home / "l/teacher/Digits/ResNet8/seed0/output.log"
-    yield start
+    start_one.home, start_one.folder = tiny.home, tiny.home / "c/teacher/Digits/ResNet8/seed0"
+    start_one.log = tiny.home / "l/teacher/Digits/ResNet8/seed0/output.log"
+    yield start_one
     for process in started:
         process.kill()
         process.communicate()

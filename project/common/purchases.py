@@ -19,7 +19,7 @@ from .options import Base, settings
 from .record import Record
 from .training import Stop
 from .transfer import Columns, Transfer
-from .utils import check_regular, holding, save
+from .utils import check_regular, misfit, save
 
 
 class Purchases:
@@ -174,7 +174,10 @@ class Purchases:
             save(path, {"kept": make(), "counts": self.teacher.state_dict()})
         content = read(path, **KEPT)
         self.resume_counts(content["counts"])
-        return holding(content["kept"], path, **dict.fromkeys(names or content["kept"], Tensor))
+        kept = content["kept"]
+        if problem := misfit([*kept], [str], "keys") or misfit(kept, dict.fromkeys(names or kept, Tensor), "kept"):
+            raise UsageError(f"{path}: its {problem}; it is damaged, or not of this project; move it away and run again")
+        return kept
 
     def answers(self, rows: Columns) -> Columns:
         """The teacher's answers (n, K) to rows of a transfer set."""
