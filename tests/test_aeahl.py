@@ -448,7 +448,7 @@ def test_a_run_without_any_data_set(script, monkeypatch):
 def test_what_a_run_leaves_can_be_taken_up_by_another(script):
     script("AEAHL", **SMALL | {"hard_loss": True, "export": 5})
     folder = next((script.home / "checkpoints/AEAHL").rglob("generator.pt")).parent
-    assert {p.name for p in folder.glob("*.pt")} == {"student.pt", "generator.pt", "abandoned.pt", "decoder.pt", "attack.pt"}
+    assert {p.name for p in folder.glob("*.pt")} == {"student.pt", "generator.pt", "abandoned.pt", "decoder.pt", "attack.pt", "state.pt"}
     logs = next((script.home / "logs/AEAHL").rglob("synthetic.png")).parent
     assert len(list((logs / "pool").glob("*.png"))) == 5
     meta = torch.load(folder / "generator.pt", weights_only=True)["meta"]

@@ -24,12 +24,12 @@ from torchvision.transforms.v2.functional import resize as resize_side
 from .cli import UsageError, say
 from .datasets.images import normalised, recoloured, resize
 from .datasets.pictures import exact_grey
-from .forms import META, META_MORE, present
 from .gan import Generator
 from .models import build
 from .options import Base, flags
 from .utils import check_regular, checked, digest, holding, net_name, run_folder, without_checksum
-from .weights import StateDict, find_state, matched, what_it_is
+from .values import cut
+from .weights import StateDict, checked_meta, find_state, matched, what_it_is
 
 
 # what else checkpoints of timm, RepDistiller and mdistiller hold: plain values, whose types run nothing when they are made
@@ -100,10 +100,7 @@ def check_kind(path: Path | str) -> None:
 def read_weights(path: Path | str, key: str = "") -> tuple[StateDict, dict]:
     """(state dict, meta) of a checkpoint, as weights.find_state finds it. meta is empty for others' files."""
     content = read(path)
-    meta = content.get("meta") if isinstance(content, dict) else None
-    meta = meta if isinstance(meta, dict) and "script" in meta else {}  # others' files may call anything `meta`
-    if meta:
-        holding(meta, f"{path}, meta", **META, **present(meta, META_MORE))
+    meta = checked_meta(content, path)
     state, aside = find_state(content, path, key)
     if aside:
         say(f"{path}: {aside}")
@@ -144,7 +141,7 @@ def named(keys: list[str]) -> str:
     """`no key`, `1 key (fc.bias)`, `62 keys (conv1.weight, bn1.weight, ...)`."""
     if not keys:
         return "no key"
-    return f"{len(keys)} key{'s' * (len(keys) > 1)} ({', '.join(keys[:2])}{', ...' * (len(keys) > 2)})"
+    return f"{len(keys)} key{'s' * (len(keys) > 1)} ({', '.join(cut(k, 80) for k in keys[:2])}{', ...' * (len(keys) > 2)})"
 
 
 def check_meta(path: Path | str, meta: dict, expected: dict) -> None:

@@ -14,10 +14,6 @@ RESULT_NUMBERS = ("accuracy", "best", "top5", "agreement", "teacher_kl", "ece", 
 STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": [dict], "seconds": float, "options": dict, "sources": dict}
 STATE_MORE = {"data": IDENTITY, "best": (float, int, type(None))}
 
-META = {"script": str}
-META_MORE = {"dataset": str, "shape": [int], "classes": int, "data": IDENTITY, "normalize": str, "lamda": NUMBER, "model": str}
-META_MORE |= {"teacher": str, "latent": int, "ngf": int}
-
 ABOUT = {"dataset": str, "images": int, "val": NUMBER, "response": str, "teacher": str, "classes": int, "ends": [int]}
 ABOUT |= {"counts": COUNTS, "own": COUNTS, "options": dict, "sources": dict}
 ABOUT_MORE = {"data": IDENTITY, "made": dict}
