@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # python prints its arguments; what else stands in the docs does nothing
 STUBS = """
-python() { printf '%s\\0' "$@" >&3; printf '\\n\\0' >&3; }
+python() { printf '%s\\0' "$@" $'\\n' >&3; }
 nohup() { "$@"; }
 source() { :; }; make() { :; }; pip() { :; }; tensorboard() { :; }; cp() { :; }; cat() { :; }
 """
@@ -30,7 +30,7 @@ def commands(page, folder):
     """[script, options ...] of each `python` command in a page's sh blocks, as bash expands them; those with `...` left out."""
     text = "\n".join(blocks(page, "sh"))
     out = folder / "commands"
-    subprocess.run(["bash", "-c", f"exec 3>{out}; {STUBS}\n{text}"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["bash", "-c", f"exec 3>{out}; {STUBS}\n{text}\nwait"], cwd=folder, check=True, capture_output=True)
     calls, words = [], []
     for word in out.read_text().split("\0"):
         if word == "\n":

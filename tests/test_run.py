@@ -168,7 +168,7 @@ def test_names_with_dashes_underscores_equal_signs_and_old_spellings():
 
 
 @pytest.mark.parametrize("argv, words", [
-    ("--lamda 0", "--lamda 0.0: it must be greater than 0 and at most 1"), ("--lamda 1.5", "must be"), ("--lamda nan", "must be"),
+    ("--lamda 0", "--lamda 0.0: it must be at least 1e-06 and at most 1"), ("--lamda 1.5", "must be"), ("--lamda nan", "must be"),
     ("--epochs -3", "--epochs -3: it must be at least 1"), ("--epochs 2.5", "invalid int"), ("--t 0", "--temperature 0.0: it must be greater than 0 and at most 10"), ("--t 11", "must be"),
     ("--lr inf", "--lr inf: it must be greater than 0"), ("--milestones x", "such as 80,160"), ("--milestones 1/0", "such as"), ("--seed -1", "must be"),
     ("--lambda 0.1", "unknown option --lambda \\(did you mean --lamda?"), ("--epocs 3", "did you mean --epochs"), ("--amp fp8", "invalid choice"),
