@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from common.augment import mixup
 from common.batches import Map
+from common.datasets import is_flat
 from common.gda.alignment import AlignmentOptions, alignment_terms
 from common.gda.bases import BaseLossOptions, distillation_terms, preset_options
 from common.gda.hints import HINTS, Hints
@@ -91,16 +92,17 @@ def main(argv=None):
 
     if args.transfer or (args.augment == "none" and not hints and not args.mixup):
         bought = run.buy(run.random_plan(len(run.queryable)))
-        labelled = "index" in bought and "weight" not in bought  # mixes and synthetic images have no labels
+        source = run.purchases.source  # mixes, synthetic images and those of a flat folder have no labels
+        labelled = "index" in bought and "weight" not in bought and (source.name == args.dataset or not is_flat(source.name))
         if not labelled and args.gt_source == "label":
-            raise UsageError(f"{args.transfer} holds images without labels; use --gt_source teacher")
-        batches = run.batches(bought, run.purchases.source.train.y[bought["index"]] if labelled else bought["answers"].argmax(1))
+            raise UsageError(f"{args.transfer or source.name} holds images without labels; use --gt_source teacher")
+        batches = run.batches(bought, source.train.y[bought["index"]] if labelled else bought["answers"].argmax(1))
     elif hints:
         run.teacher.plan(len(run.private) * args.epochs)
-        images = run.images(run.private.y)
+        images = run.images(run.labels)
         batches = Map(Map(images, mix) if args.mixup else images, lambda x, y: (x, y, y))  # the hints query the teacher
     else:
-        batches = run.purchases.viewed(run.private.y, change=mix if args.mixup else None)
+        batches = run.purchases.viewed(run.labels, change=mix if args.mixup else None)
     run.fit(batches, loss, beside=hints and hints.net)
     return run.finish()
 

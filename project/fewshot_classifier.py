@@ -56,7 +56,7 @@ def main(argv=None):
         terms = distillation_terms(s, rest[0], y, args, run.epoch - 1) if teacher else {}
         return {"gt": args.w_gt * F.cross_entropy(s, y)} | terms
 
-    batches = run.purchases.viewed(run.private.y) if teacher else run.images(run.private.y)
+    batches = run.purchases.viewed(run.labels) if teacher else run.images(run.labels)
     run.fit(batches, loss, evaluate=lambda: run.accuracy() | classes.val(), novel=classes)
     return run.finish(student=student, best=classes.test())
 

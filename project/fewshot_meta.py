@@ -71,7 +71,7 @@ def main(argv=None):
     run.load_weights(student, path)
     head, classes, x = Prototypes(args.metric).to(run.device), NovelClasses(run, args.shot), run.resident(run.private).x
     y = query_classes(args.way, args.query, run.device).repeat(args.episodes)  # (E * W * Q,)
-    sampler = EpisodeSampler(run.private.y, args.way, args.shot + args.query, f"the base classes of {args.dataset}")
+    sampler = EpisodeSampler(run.labels, args.way, args.shot + args.query, f"the base classes of {args.dataset}")
     if run.teacher:
         teacher_head = Prototypes(args.metric, learned_temperature(run.teacher_path)).to(run.device).requires_grad_(False)
         teacher_features = run.infer(lambda x: run.teacher.inside(x, "private")[1].float(), run.private) if args.augment == "none" else None

@@ -136,6 +136,8 @@ TENSORS: dict[str, Callable[[Tensor, random.Random], Any]] = {
 
 
 def as_array(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.numel() > 10**8:  # an array of equal values has no small form
+        raise Unwritable
     try:
         return value.detach().numpy() if isinstance(value, Tensor) else value
     except (RuntimeError, TypeError) as e:

@@ -470,3 +470,19 @@ def test_pipes_sockets_devices_and_links_to_nothing_among_pictures_are_named(lab
     assert all(f"{name}.png (" in str(e.value) for name in ("pipe", "zero", "gone", "loop", "socket")) and "\n" not in str(e.value)
     data = loaded(tmp_path / "mine", labels=labels, skip_broken=True)
     assert len(data.train) + len(data.test) == 8
+
+
+@pytest.mark.parametrize("more, words", [
+    ({}, "folder:.* holds images without labels; use --gt_source teacher"), ({"augment": "crop"}, "--private folder:.* has no labels"),
+    ({"base": "fitnet", "response": "inside"}, "--private folder:.* has no labels"),
+])  # fmt: skip
+def test_a_method_that_needs_labels_is_refused_a_folder_without(more, words, script):
+    for i in range(4):
+        folder = script.home / "flat"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(folder / f"{i}.png")
+    with pytest.raises(UsageError, match=words):
+        script("GDA", private=f"folder:{folder}", epochs=1, **more)
+    assert script("GDA", private=f"folder:{folder}", epochs=1, gt_source="teacher", tag="t")["queries"] == 4
+    with pytest.raises(UsageError, match=r"--lamda 0.1 leaves \d of 4 training images; training takes at least 2"):
+        script("KD", private=f"folder:{folder}", epochs=1, lamda=0.1)

@@ -115,6 +115,8 @@ class Run:
         self.test = zoomed(self.test) if a.zoom else self.test
         self.split = "validation" if a.val else "held-out" if spec_of(a.dataset)[1].novel else "test"
         self.private = train.subset(train.split(a.lamda, a.seed, "private")[0]) if a.lamda < 1 else train
+        if a.DATA and len(self.private) < 2:
+            raise UsageError(f"--lamda {a.lamda:g} leaves {len(self.private)} of {len(train):,} training images; training takes at least 2")
 
     def find_teacher(self) -> tuple[Path, StateDict, dict]:
         """(path, state dict, meta), before the data is read: a missing teacher is said at once."""
@@ -198,6 +200,13 @@ class Run:
     def resident(self, images: Images) -> Images:
         """`images`, where they lie on the device; UsageError where they are streamed."""
         return resident(images, self.record.script)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,) of the private images; UsageError where they have none."""
+        if self.args.private and is_flat(self.args.private):
+            raise UsageError(f"--private {self.args.private} has no labels (no class folders), and {self.record.script} needs them here")
+        return self.private.y
 
     # ---- short ways to what the rooms do
 
