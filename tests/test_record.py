@@ -238,6 +238,7 @@ def test_what_a_kill_left_while_saving_is_deleted(script):
     ({"rng": {"cpu": torch.zeros(3)}}, "does not fit this run .TypeError"), ({"data": {"names": []}}, "its data lacks "), ({"rows": [3]}, "its rows.0. is"),
     (("optimizer0", "param_groups", 0, "lr", None), "an optimizer's lr is of type NoneType"), (("optimizer0", "param_groups", 0, "params", 0, 99), "parameters are others"),
     (("optimizer0", "state", 0, "momentum_buffer", torch.ones(1)), "momentum_buffer has the shape .1,."), (("optimizer0", "state", 3, "momentum_buffer", None), "values of different names"), (("optimizer0", "state", 14, 3.0), "does not fit this run"),
+    (("optimizer0", "state", 3, "momentum_buffer", torch.ones(16, 16, 3, 3).int()), "no floating-point"), (("student", "fc.bias", torch.ones(10).int()), "fc.bias of student is torch.int32"),
     (("queries", "mixed", -1), "counts of queries are"), (("queries", "other", 1), "counts of queries are"), ({"options": 3}, "its options is of type int, not dict"),
 ])  # fmt: skip
 def test_a_state_of_another_form_is_one_line(change, words, cut_short, trained, tmp_path):

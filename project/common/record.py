@@ -198,8 +198,11 @@ class Record:
         try:
             for name, o in objects.items():
                 o.load_state_dict(state["objects"][name])
+                saved = state["objects"][name]
                 if isinstance(o, torch.optim.Optimizer):
-                    check_optimizer(o, state["objects"][name])
+                    check_optimizer(o, saved)
+                elif isinstance(o, nn.Module) and (odd := [k for k, v in o.state_dict().items() if saved[k].dtype != v.dtype]):
+                    raise ValueError(f"the {odd[0]} of {name} is {saved[odd[0]].dtype}")
             set_rng_state(state["rng"], device)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as e:
             raise UsageError(f"{path} does not fit this run ({type(e).__name__}: {str(e).splitlines()[0]}); --overwrite starts anew") from e
