@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .cli import UsageError
+from .forms import IDENTITY, present
 from .utils import holding
 from .values import short
 
@@ -25,9 +26,17 @@ SAME = (  # names of one thing in several code bases -> one of them
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # types that a weight can have
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # of counters and tables of indices
-META = {"script": str, "dataset": str, "shape": list, "classes": int, "data": dict, "normalize": str, "lamda": (int, float), "model": str}
+META = {
+    "script": str,
+    "dataset": str,
+    "shape": list,
+    "classes": int,
+    "data": IDENTITY,
+    "normalize": str,
+    "lamda": (int, float),
+    "model": str,
+}
 META |= {"counts": dict, "teacher": str, "latent": int, "ngf": int}  # what our own files say about themselves, and its types
-DATA = {"names": list, "mean": list, "std": list, "train": dict, "test": dict, "crop_from": int}  # of META's `data`
 
 
 def is_state(value: object) -> bool:
@@ -63,16 +72,14 @@ def checked_meta(content: object, path: object) -> dict:
     meta = content.get("meta") if isinstance(content, dict) else None
     if not isinstance(meta, dict) or "script" not in meta:  # others' files may call anything `meta`
         return {}
-    holding(meta, path, **{k: kind for k, kind in META.items() if k in meta})
-    if "data" in meta:
-        holding(meta["data"], path, **DATA)
+    holding(meta, path, **present(meta, META))
     fits = {
         "shape": lambda v: len(v) == 3 and all(type(n) is int and 0 < n < 2**16 for n in v),
         "classes": lambda v: 0 < v < 2**24,
         "latent": lambda v: 0 < v < 2**24,
         "ngf": lambda v: 0 < v < 2**16,
         "counts": lambda v: all(isinstance(k, str) and type(n) is int and 0 <= n < 2**63 for k, n in v.items()),
-        "data": lambda v: moments_fit(v["mean"], v["std"]) and all(isinstance(n, str) for n in v["names"]),
+        "data": lambda v: moments_fit(v["mean"], v["std"]),
     }
     if bad := next((k for k, fit in fits.items() if k in meta and not fit(meta[k])), ""):
         raise UsageError(f"{path} is damaged: its {bad} is {short(str(meta[bad]))}, which no script of this project writes; make it anew")
