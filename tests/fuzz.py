@@ -117,7 +117,7 @@ def hunt_kills(homes: Homes, tally: Tally, number: int, start: int) -> None:
 
     def use_fault(example: tuple[str, str, int]) -> None:
         fault = fuzz_kills.check_fault(example, homes)
-        tally.note("fault", short(fault), f"{example}: {fault}")
+        tally.note("met a fault", short(fault), f"{example}: {fault}")
 
     hunt_events(homes, tally, number, start)
     examples(tally, fuzz_kills.process_kills(), number // 4, start, use)
@@ -172,10 +172,10 @@ def summary(found: dict[str, Tally]) -> list[str]:
     counts = sum((t.counts for t in found.values()), Counter())
     rows = {
         "command lines of all scripts": ("read", "read and refused", "run", "run and refused"),
-        f"damaged files in {len(fuzz_files.CASES)} places": ("file refused", "the same result", "valid with another content"),
+        f"damaged files in {len(fuzz_files.CASES)} places": ("file refused", "the same result", "valid with another content", "fault"),
         "kills": ("KILL", "TERM", "INT"),
         f"killed runs of {len(fuzz_kills.KINDS)} kinds": ("killed at events", "killed at any time", "table killed"),
-        "faults: a full disk, closed streams, read-only folders": ("fault",),
+        "faults: a full disk, closed streams, read-only folders": ("met a fault",),
         "findings": (),
     }
     lines = ["| tried | number | of these |", "|---|---:|---|"]

@@ -4,6 +4,7 @@ from common.cli import RunError, UsageError
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,14 +261,15 @@ def test_what_a_file_without_a_state_dict_holds_is_said(content, words):
 
 
 META = {"script": "teacher", "shape": [1, 8, 8], "classes": 10, "counts": {"queries": 3}, "latent": 8, "ngf": 4, "lamda": 1}
-META["data"] = {"train": {}, "test": {}, "names": ["a"], "mean": [0.5], "std": [0.5], "crop_from": 0}
+PART = {"images": 2, "hash": None}
+META["data"] = {"train": PART, "test": PART, "names": ["a"], "mean": [0.5], "std": [0.5], "crop_from": 0}
 
 
 @pytest.mark.parametrize("key, value, words", [
     ("shape", "abc", "its shape is of type str, not list"), ("shape", [1, 8], r"x.pt is damaged: its shape is '\[1, 8\]', which no script"), ("shape", [1, 8.0, 8], "its shape is"), ("shape", [1, -8, 8], "its shape is"),
     ("classes", "10", "its classes is of type str, not int"), ("classes", True, "of type bool, not int"), ("classes", 0, "its classes is '0'"), ("latent", -1, "its latent is"), ("ngf", 10**9, "its ngf is"),
     ("counts", {"queries": -1}, "its counts is"), ("counts", {"queries": 2.5}, "its counts is"), ("counts", [1], "its counts is of type list, not dict"), ("lamda", "x", "its lamda is of type str, not int or float"),
-    ("mean", [float("nan")], "its data is"), ("mean", [], "its data is"), ("std", [0.0], "its data is"), ("std", [0.5, 0.5], "its data is"), ("names", [1], "its data is"), ("names", "a", "its names is of type str, not list"), ("train", 3, "its train is of type int, not dict"),
+    ("mean", [float("nan")], "its data is"), ("mean", [], "its data is"), ("std", [0.0], "its data is"), ("std", [0.5, 0.5], "its data is"), ("names", [1], r"its data.names\[0\] is of type int, not str"), ("names", "a", "its data.names is of type str, not list"), ("train", 3, "its data.train is of type int, not dict"), ("crop_from", -1, "its data is"),
 ])  # fmt: skip
 def test_what_a_file_of_ours_says_about_itself_is_checked(key, value, words):
     from common.weights import checked_meta
@@ -278,6 +280,23 @@ def test_what_a_file_of_ours_says_about_itself_is_checked(key, value, words):
     assert str(e.value).startswith("x.pt") and "\n" not in str(e.value)
     assert checked_meta({"meta": META}, "x.pt") is META
     assert checked_meta({"meta": {"epoch": 3}}, "x.pt") == checked_meta([1], "x.pt") == checked_meta({"meta": "script"}, "x.pt") == {}
+
+
+@pytest.mark.parametrize("form, right, wrong, words", [
+    (int, [0, 5], [True, 1.0, "1", None], "x is of type"), (bool, [True], [1, None], "not bool"), ((int, float), [1, 0.5], [False, "1"], "not int or float"), ([int], [[], [1, 2]], [(1,), [1, "2"], [True]], r"x(\[\d\])? is of type"),
+    ({"a": int}, [{"a": 1, "b": "x"}], [{}, {"a": "1"}, [("a", 1)]], r"x lacks a|x.a is of type|x is of type list"), ({...: (int, [int])}, [{}, {"a": 1, "b": [1]}], [{"a": 1, "b": [[1]]}, {"a": {}}], r"x.b\[0\] is of type list, not int|x.a is of type dict, not int or list"),
+])  # fmt: skip
+def test_misfit_finds_values_that_are_not_of_a_form(form, right, wrong, words):
+    from common.utils import misfit
+
+    assert [misfit(value, form, "x") for value in right] == [""] * len(right)
+    for value in wrong:
+        assert re.match(words, misfit(value, form, "x")) or words in misfit(value, form, "x")
+
+
+def test_a_net_that_cannot_take_the_images_is_refused_before_the_data_is_read(script, tmp_path):
+    with pytest.raises(UsageError, match=r"torchvision:vit_b_16 cannot take 3x8x8 images .*; use --img_size 16"):
+        script("CE", dataset="CIFAR10", model="torchvision:vit_b_16", img_size=8, data_dir=str(tmp_path))
 
 
 # ---- a teacher that is a function

@@ -1,4 +1,4 @@
-"""What the dictionaries in this project's files hold: {key: form}. A form is a type, several types, [form of each item], or {key: form}."""
+"""What the dictionaries in this project's files hold: {key: form}. For forms see utils.misfit."""
 
 from .blackbox import BlackBox
 
@@ -11,12 +11,16 @@ RESULT = {"line": str, "options": dict, "sources": dict}
 RESULT_MORE = {"log": dict, "versions": dict, "data": IDENTITY, "files": dict, "own": dict}
 RESULT_NUMBERS = ("accuracy", "best", "top5", "agreement", "teacher_kl", "ece", "teacher_accuracy", "seconds", "repeated", *COUNTS)
 
-STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": [dict], "seconds": float, "options": dict, "sources": dict}
+ROW = {...: (int, float, [NUMBER])}  # the numbers of one epoch, by name
+STATE = {"epoch": int, "objects": dict, "rng": dict, "rows": [ROW], "seconds": float, "options": dict, "sources": dict}
 STATE_MORE = {"data": IDENTITY, "best": (float, int, type(None))}
 
 ABOUT = {"dataset": str, "images": int, "val": NUMBER, "response": str, "teacher": str, "classes": int, "ends": [int]}
 ABOUT |= {"counts": COUNTS, "own": COUNTS, "options": dict, "sources": dict}
 ABOUT_MORE = {"data": IDENTITY, "made": dict}
+
+META = {"script": str, "dataset": str, "shape": list, "classes": int, "data": IDENTITY, "normalize": str, "lamda": NUMBER, "model": str}
+META |= {"counts": dict, "teacher": str, "latent": int, "ngf": int}  # what our own files of weights say about themselves
 
 KEPT = {"kept": dict, "counts": COUNTS}
 

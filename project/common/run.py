@@ -20,7 +20,7 @@ from .cli import UsageError, say
 from .datasets import DATASETS, Data, Images, Spec, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
-from .models import MODELS, build, canonical
+from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
 from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Purchases, resident
@@ -64,6 +64,7 @@ class Run:
         stop = Stop(self.record, self.command)
         teacher_content = self.find_teacher() if args.teacher else None
         self.teacher_meta = teacher_content[2] if teacher_content else {}
+        self.check_nets()
         self.data = self.load(args.private or args.dataset, num_classes_without_data(args, self.teacher_meta))
         self.record.check_data(self.data.identity())
         self.split_private()
@@ -83,6 +84,13 @@ class Run:
         say(f"{self.record.title}: {used}; {device_name(self.device)}")
 
     # ---- data, teacher, nets
+
+    def check_nets(self) -> None:
+        """UsageError for a net that cannot take images of the run's size, before the data is read."""
+        a, (_, spec) = self.args, spec_of(self.args.dataset)
+        for name in (a.model, a.teacher):
+            if name and not name.startswith("py:"):
+                check_fit(name, spec.classes or 10, a.channels or spec.channels, a.img_size or spec.size)
 
     def load(self, name: str, classes_without_data: int = 0) -> Data:
         """The data set `name` with the size, the channels and the normalisation that the teacher's has. A flat folder has no labels."""

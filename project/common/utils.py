@@ -190,13 +190,16 @@ def holding(content: object, path: str | Path, **forms: Any) -> dict:
 def misfit(value: object, form: Any, name: str) -> str:
     """`NAME is of type list, not str` for a value that is not of a form, empty for one that is.
 
-    form: a type, several types, [the form of each item], or {key: the form of its value}. A bool is no int.
+    form: a type, [the form of each item], {key: the form of its value}, {...: the form of every value}, or a tuple of these.
+    A bool is no int.
     """
-    kinds = type(form) if isinstance(form, (list, dict)) else form
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in (kinds if isinstance(kinds, tuple) else (kinds,))):
-        wanted = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        return f"{name} is of type {type(value).__name__}, not {wanted}"
+    forms = form if isinstance(form, tuple) else (form,)
+    kinds = [type(f) if isinstance(f, (list, dict)) else f for f in forms]
+    form = next((f for f, k in zip(forms, kinds, strict=True) if isinstance(value, k) and (k is bool or type(value) is not bool)), None)
+    if form is None:
+        return f"{name} is of type {type(value).__name__}, not {' or '.join(k.__name__ for k in kinds)}"
     if isinstance(form, dict):
+        form = dict.fromkeys(value, form[...]) if ... in form else form
         if lacking := form.keys() - value.keys():
             return f"{name} lacks {', '.join(sorted(lacking))}"
         return next(filter(None, (misfit(value[k], f, f"{name}.{k}") for k, f in form.items())), "")

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .cli import UsageError
-from .forms import IDENTITY, present
+from .forms import META, present
 from .utils import holding
 from .values import short
 
@@ -26,17 +26,6 @@ SAME = (  # names of one thing in several code bases -> one of them
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # types that a weight can have
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # of counters and tables of indices
-META = {
-    "script": str,
-    "dataset": str,
-    "shape": list,
-    "classes": int,
-    "data": IDENTITY,
-    "normalize": str,
-    "lamda": (int, float),
-    "model": str,
-}
-META |= {"counts": dict, "teacher": str, "latent": int, "ngf": int}  # what our own files say about themselves, and its types
 
 
 def is_state(value: object) -> bool:
@@ -79,7 +68,7 @@ def checked_meta(content: object, path: object) -> dict:
         "latent": lambda v: 0 < v < 2**24,
         "ngf": lambda v: 0 < v < 2**16,
         "counts": lambda v: all(isinstance(k, str) and type(n) is int and 0 <= n < 2**63 for k, n in v.items()),
-        "data": lambda v: moments_fit(v["mean"], v["std"]),
+        "data": lambda v: moments_fit(v["mean"], v["std"]) and 0 <= v["crop_from"] < 2**16,
     }
     if bad := next((k for k, fit in fits.items() if k in meta and not fit(meta[k])), ""):
         raise UsageError(f"{path} is damaged: its {bad} is {short(str(meta[bad]))}, which no script of this project writes; make it anew")

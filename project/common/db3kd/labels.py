@@ -107,8 +107,8 @@ def soft_labels_of(run: Run, bought: Columns) -> Tensor:
     mode, made = args.sr_mode, run.purchases.transfer.made
     current = {k: getattr(args, k) for k in args.OPTIONS_OF_MODE[mode]}
     if different := [f"--{k} {v} (now {current.get(k)})" for k, v in made.get(mode, current).items() if v != current.get(k)]:
-        hint = "use the same values, or buy new answers without --transfer"
-        raise UsageError(f"--transfer {args.transfer} holds {mode} distances made with {', '.join(different)}; {hint}")
+        hint = "use the same values, or buy new answers (without --transfer, or with --overwrite)"
+        raise UsageError(f"{args.transfer or run.purchases.transfer.path} holds {mode} distances made with {', '.join(different)}; {hint}")
     if mode not in bought:
         if missing := sorted(set(range(K)) - set(s.tolist())):
             names = ", ".join(map(str, missing))

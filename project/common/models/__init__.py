@@ -1,5 +1,6 @@
 """Classifiers by name: `build` makes one for a number of classes, a number of channels and an image size."""
 
+import functools
 import warnings
 
 import torch
@@ -29,12 +30,18 @@ def build(name: str, classes: int, shape: tuple[int, int, int], device: torch.de
     Raises UsageError for an unknown name, and for images that the model cannot process (with the smallest larger size that works).
     """
     name, (channels, size, _) = canonical(name), shape
+    check_fit(name, classes, channels, size)
+    with allocating(f"the network {name} for {channels}x{size}x{size} images", "--img_size", "take a smaller network"):
+        return make(name, classes, channels, size).to(device)
+
+
+def check_fit(name: str, classes: int, channels: int, size: int) -> None:
+    """Raises UsageError if the model with the canonical name `name` cannot process images (channels, size, size); see `build`."""
     with allocating(f"the network {name} for {channels}x{size}x{size} images", "--img_size", "take a smaller network"):
         if why := refusal(name, classes, channels, size):
             least = next((s for s in SIZES if s > size and not refusal(name, classes, channels, s)), None)
             hint = f"use --img_size {least}" if least else "use another model"
             raise UsageError(f"{name} cannot take {channels}x{size}x{size} images{why if ':' in name else ''}; {hint}")
-        return make(name, classes, channels, size).to(device)
 
 
 def make(name: str, classes: int, channels: int, size: int) -> nn.Module:
@@ -44,6 +51,7 @@ def make(name: str, classes: int, channels: int, size: int) -> nn.Module:
     return MODELS[name](classes, channels, size)
 
 
+@functools.cache
 def refusal(name: str, classes: int, channels: int, size: int) -> str:
     """Returns why the model cannot process images of this size, in brackets; an empty string if it can.
 
