@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -149,6 +150,7 @@ def child(job: Job, pipe: Connection) -> None:
     for number, name in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
     limit_memory()
+    threading.excepthook = importlib.import_module("common.cli").answer_of_thread
     for hook in job.hooks:
         hook()
     if not job.real:

@@ -96,8 +96,15 @@ def complain(error: object, status: int) -> int:
 
 
 def say(words: str) -> None:
-    """A line for output.log, there at once."""
-    print(words, flush=True)
+    """A line for output.log, there at once. RunError where the file that the output goes to cannot be written."""
+    try:
+        print(words, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise RunError(
+            f"could not write to the standard output ({e.strerror}); the same command goes on from the last saved epoch"
+        ) from None
 
 
 def keep_tracebacks(folder: Path) -> None:
@@ -147,7 +154,7 @@ def begin() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
-    sys.excepthook, threading.excepthook = last_answer, lambda e: complain(explained(e.exc_value), 1)
+    sys.excepthook, threading.excepthook = last_answer, answer_of_thread
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a shell's `&` starts
         signal.signal(signal.SIGINT, leave_at_once)
     if os.environ.get(PARENT):
@@ -164,6 +171,12 @@ def plain(e: UnicodeError) -> tuple[str, int]:
 def last_answer(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: for errors before `cli`, of the imports."""
     complain(explained(e), 1)
+
+
+def answer_of_thread(e: threading.ExceptHookArgs) -> None:
+    """threading.excepthook: one line; none for TensorBoard's writer, whose failure `Board` reports."""
+    if not (isinstance(e.exc_value, OSError) and type(e.thread).__name__ == "_AsyncWriterThread"):
+        complain(explained(e.exc_value), 1)
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
