@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from common.options import Base, opt
+from common.options import Base, NetOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(Base):
+class Args(NetOptions, Base):
     model: str = opt("ResNet8", "architecture of the student: a model of the list below")
 
 

@@ -6,9 +6,10 @@ Zhao et al. 2022, https://arxiv.org/abs/2203.08679
 Differs:
   - The target class is the teacher's top class, because there are no labels.
   - The loss has no cross-entropy on labels.
-  - Both terms have the factor temperature squared. MEKD's released code has the factor temperature (--kl_scale t).
+  - Both terms have the factor temperature, as in MEKD's released code. With the paper's temperature squared (--kl_scale t2), beta 8 and
+    temperature 5 need a learning rate of 0.02: at 0.1 the accuracy on Digits is 52.7 ± 20.3 % instead of 96.9 ± 0.5 % (3 seeds).
   - Both terms are computed with log-sum-exp instead of masks with large constants.
-  - The default learning rate is 0.02. With beta 8 and temperature 5, a rate of 0.1 ended one run on Digits at 23 % instead of 95 % or more.
+  - The weights of both terms rise over 20 epochs, as in the paper's code. MEKD's released code has no warm-up (--warmup 0).
 """
 
 from common.cli import cli
@@ -25,13 +26,12 @@ from common.run import start
 class Args(TransferOptions):
     NEEDS: ClassVar = "soft"
 
-    lr: float = 0.02
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     alpha: float = opt(1.0, "weight of the target-class term", ge=0)
     beta: float = opt(8.0, "weight of the term among the other classes", ge=0)
     warmup: int = opt(20, "number of epochs over which the weights of both terms rise linearly from 0", ge=0)
     kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of both terms: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
+        "t", "factor of both terms: temperature (t, as in MEKD's released code), temperature squared (t2, as in the paper) or 1"
     )
 
 

@@ -50,6 +50,7 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
     gt_source: Literal["label", "teacher"] = opt(
         "label", "target of the cross-entropy: the label (label) or the teacher's probabilities (teacher)"
     )
+    weights_init: Literal["torch", "fan_out"] = "fan_out"
     response: str = "logits"
     lamda: float = 1.0
     ranks: int = opt(1, "number of parts of a batch, each with its own batch-norm statistics and Sinkhorn term, as on several GPUs", ge=1)

@@ -45,14 +45,14 @@ class Args(TeacherOptions):
 def main(argv=None):
     run = start(Args, argv)
     args, K, label = run.args, run.data.classes, teacher_classifier(run, "synthetic")
-    stages, _ = search_stages(args, run.data.shape, run.device)
+    (stages, _), n = search_stages(args, run.data.shape, run.device), min(len(run.test), 2 if args.dry_run else args.samples)
 
     def draw_pixels(images, n):  # n random images (n, C, H, W) in [0, 1], and their rows
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:n]
         return images.subset(rows).x.float() / 255, rows
 
     def measure():
-        x, rows = draw_pixels(run.resident(run.test), 2 if args.dry_run else args.samples)
+        x, rows = draw_pixels(run.resident(run.test), n)
         bank, _ = draw_pixels(run.resident(run.data.train), args.neighbours)
         run.teacher.afford(len(bank) + len(x) * (args.budget + 1))
         s, classes = label(x), label(bank)
@@ -64,7 +64,8 @@ def main(argv=None):
         return {"distance": search.r, "class": s, "right": s == run.test.y[rows.to(run.device)], "queries": search.count}
 
     with allocating("the search for boundary points", "--samples", "--neighbours", "--candidates", "--img_size"):
-        found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure, "distance", "class", "right", "queries").items()}
+        shapes = dict.fromkeys(("distance", "class", "right", "queries"), (n,))
+        found = {k: v.cpu() for k, v in run.purchases.keep("distances", measure, **shapes).items()}
     right = found["right"].double()
     say(f"accuracy {100 * right.mean():.2f} % of {len(right):,} images; distances are Euclidean, of pixel values in [0, 1]")
     say("class  images    mean  median   5 %  95 %")

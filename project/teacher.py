@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from common.options import Base, opt
+from common.options import Base, NetOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(Base):
+class Args(NetOptions, Base):
     ALIASES: ClassVar = {"epochs": ("epoch",), "weight_decay": ("wd",), "milestones": ("lr_decay_milestones",)}
     ALIASES |= {"data_dir": ("data_root",), "checkpoints_dir": ("save_dir",), "device": ("gpu",)}  # option names of AEAHL-RG's code
 

@@ -268,7 +268,7 @@ META["data"] = {"train": PART, "test": PART, "names": ["a"], "mean": [0.5], "std
 @pytest.mark.parametrize("key, value, words", [
     ("shape", "abc", "its shape is of type str, not list"), ("shape", [1, 8], r"x.pt is damaged: its shape is '\[1, 8\]', which no script"), ("shape", [1, 8.0, 8], "its shape is"), ("shape", [1, -8, 8], "its shape is"),
     ("classes", "10", "its classes is of type str, not int"), ("classes", True, "of type bool, not int"), ("classes", 0, "its classes is '0'"), ("latent", -1, "its latent is"), ("ngf", 10**9, "its ngf is"),
-    ("counts", {"queries": -1}, "its counts is"), ("counts", {"queries": 2.5}, "its counts is"), ("counts", [1], "its counts is of type list, not dict"), ("lamda", "x", "its lamda is of type str, not int or float"),
+    ("counts", {"queries": -1}, "its counts.queries is -1, not from 0 to"), ("counts", {"queries": 2.5}, "its counts.queries is of type float, not int"), ("counts", [1], "its counts is of type list, not dict"), ("lamda", "x", "its lamda is of type str, not int or float"),
     ("mean", [float("nan")], "its data is"), ("mean", [], "its data is"), ("std", [0.0], "its data is"), ("std", [0.5, 0.5], "its data is"), ("names", [1], r"its data.names\[0\] is of type int, not str"), ("names", "a", "its data.names is of type str, not list"), ("train", 3, "its data.train is of type int, not dict"), ("crop_from", -1, "its data is"),
 ])  # fmt: skip
 def test_what_a_file_of_ours_says_about_itself_is_checked(key, value, words):
@@ -283,7 +283,7 @@ def test_what_a_file_of_ours_says_about_itself_is_checked(key, value, words):
 
 
 @pytest.mark.parametrize("form, right, wrong, words", [
-    (int, [0, 5], [True, 1.0, "1", None], "x is of type"), (bool, [True], [1, None], "not bool"), ((int, float), [1, 0.5], [False, "1"], "not int or float"), ([int], [[], [1, 2]], [(1,), [1, "2"], [True]], r"x(\[\d\])? is of type"),
+    (range(3), [0, 2], [-1, 3, 1.0, True], r"x is (-1|3), not from 0 to 2|x is of type (float|bool), not int"), (int, [0, 5], [True, 1.0, "1", None], "x is of type"), (bool, [True], [1, None], "not bool"), ((int, float), [1, 0.5], [False, "1"], "not int or float"), ([int], [[], [1, 2]], [(1,), [1, "2"], [True]], r"x(\[\d\])? is of type"),
     ({"a": int}, [{"a": 1, "b": "x"}], [{}, {"a": "1"}, [("a", 1)]], r"x lacks a|x.a is of type|x is of type list"), ({...: (int, [int])}, [{}, {"a": 1, "b": [1]}], [{"a": 1, "b": [[1]]}, {"a": {}}], r"x.b\[0\] is of type list, not int|x.a is of type dict, not int or list"),
 ])  # fmt: skip
 def test_misfit_finds_values_that_are_not_of_a_form(form, right, wrong, words):

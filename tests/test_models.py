@@ -2,10 +2,16 @@
 
 from common.cli import UsageError
 
+import dataclasses
+import importlib
+
 import pytest
 import torch
+from conftest import ROOT
 
 from common.models import MODELS, build, canonical, num_parameters
+from common.options import differences, parse, settings
+from common.run import Run
 
 # method cards: 3 channels unless said otherwise
 COUNTS_10 = {
@@ -230,3 +236,69 @@ def test_a_python_file_that_fails_is_one_line(text, words, tmp_path):
 def test_names_that_are_no_files(name):
     with pytest.raises(UsageError, match="no file '.*'; give path/to/file.py:NAME"):
         canonical(name)
+
+
+# ---- initial weights. Sources: the models of MEKD (HAIV-Lab/MEKD), mdistiller, AEAHL-RG (datafree) and DB3KD / ZSDB3KD (zwang84)
+
+STARTS = {  # net: {weights_init: (convolutions, linear layers)}; torch is PyTorch's default, fan_out N(0, 2 / (k^2 * out)), a number N(0, x^2)
+    "ResNet20": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "ResNet8x4": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "ResNet18": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "ResNet12": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "WRN16_2": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "VGG8": {"torch": ("fan_out", "torch"), "fan_out": ("fan_out", 0.01)},
+    "VGG11_BN": {"torch": ("fan_out", "torch"), "fan_out": ("fan_out", 0.01)},
+    "MobileNet": {"torch": ("torch", "torch"), "fan_out": ("fan_out", "torch")},
+    "MobileNetV2": {"torch": ("torch", "torch"), "fan_out": ("fan_out", 0.01)},
+    "ShuffleNetV1": {"torch": ("torch", "torch"), "fan_out": ("torch", "torch")},
+    "ShuffleNetV2": {"torch": ("torch", "torch"), "fan_out": ("torch", "torch")},
+    "LeNet5": {"torch": ("torch", "torch"), "fan_out": ("torch", "torch")},
+    "AlexNet_quarter": {"torch": ("torch", "torch"), "fan_out": ("torch", "torch")},
+    "ConvNet4": {"torch": ("torch", "torch"), "fan_out": ("torch", "torch")},
+}
+
+
+@pytest.mark.parametrize("name, how", [(name, how) for name, starts in STARTS.items() for how in starts])
+def test_golden_start(name, how):
+    torch.manual_seed(0)
+    net, forms, layers = build(name, 10, (3, 32, 32), weights_init=how), STARTS[name][how], 0
+    for m in net.modules():
+        if not isinstance(m, (torch.nn.Conv2d, torch.nn.Linear)):
+            continue
+        form, w = forms[isinstance(m, torch.nn.Linear)], m.weight.detach()
+        fan_in, fan_out = w[0].numel(), len(w) * w[0, 0].numel()
+        wanted = {"torch": (1 / 3 / fan_in) ** 0.5, "fan_out": (2 / fan_out) ** 0.5}.get(form, form)
+        tolerance = 5 * wanted / (2 * w.numel()) ** 0.5  # five standard errors of a normal distribution's standard deviation
+        assert w.std().item() == pytest.approx(wanted, abs=tolerance) and abs(w.mean().item()) < 5 * wanted / w.numel() ** 0.5
+        assert form != "torch" or w.abs().max() <= fan_in**-0.5  # uniform
+        if m.bias is not None:
+            zero = form != "torch" or (name.startswith("WRN") and how == "fan_out")
+            assert (m.bias == 0).all() if zero else 0 < m.bias.abs().max() <= fan_in**-0.5
+        layers += 1
+    assert layers > 3
+
+
+def test_the_initial_weights_follow_the_system():
+    mdistiller = {"GDA", "AEAHL", "fewshot_classifier", "fewshot_meta"}
+    for path in (ROOT / "project").glob("*.py"):
+        Args = getattr(importlib.import_module(path.stem), "Args", None)
+        if Args and "weights_init" in {f.name for f in dataclasses.fields(Args)}:
+            assert Args().weights_init == ("fan_out" if path.stem in mdistiller else "torch"), path.stem
+    AEAHL = importlib.import_module("AEAHL")
+    assert [parse(AEAHL.Args, ["--model", m]).weights_init for m in ("WRN16_1", "ResNet18")] == ["fan_out", "torch"]
+    assert parse(AEAHL.Args, ["--model", "ResNet18", "--weights_init", "fan_out"]).weights_init == "fan_out"
+
+
+def test_a_student_starts_as_the_option_says_and_another_start_is_another_run(script):
+    stds = {}
+    for how in ("torch", "fan_out"):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(Run, "fit", lambda run, *a, how=how: stds.update({how: run.student.layer3[0].conv2.weight.std().item()}))
+            script("CE", model="ResNet8", lamda=0.1, epochs=1, weights_init=how, tag=how)
+    assert stds["torch"] == pytest.approx((1 / 3 / 64 / 9) ** 0.5, rel=0.02) and stds["fan_out"] == pytest.approx(
+        (2 / 64 / 9) ** 0.5, rel=0.02
+    )
+    args = parse(importlib.import_module("CE").Args, [])
+    assert differences(args, settings(args)) == []
+    before = {k: v for k, v in settings(args).items() if k != "weights_init"}  # a run of before there was the option
+    assert differences(args, before) == ["--weights_init fan_out (now torch)"]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from common.blackbox import Ledger
 from common.earlier import aside_of, finished_result
 from common.options import flags
 from common.run import Run
+from common.states import restore
 from common.transfer import Transfer
 from common.utils import digest, read_json, save, save_json
 
@@ -239,7 +241,7 @@ def test_what_a_kill_left_while_saving_is_deleted(script):
     (("optimizer0", "param_groups", 0, "lr", None), "an optimizer's lr is of type NoneType"), (("optimizer0", "param_groups", 0, "params", 0, 99), "parameters are others"),
     (("optimizer0", "state", 0, "momentum_buffer", torch.ones(1)), "momentum_buffer has the shape .1,."), (("optimizer0", "state", 3, "momentum_buffer", None), "values of different names"), (("optimizer0", "state", 14, 3.0), "does not fit this run"),
     (("optimizer0", "state", 3, "momentum_buffer", torch.ones(16, 16, 3, 3).int()), "no floating-point"), (("student", "fc.bias", torch.ones(10).int()), "fc.bias of student is torch.int32"),
-    (("queries", "mixed", -1), "counts of queries are"), (("queries", "other", 1), "counts of queries are"), ({"options": 3}, "its options is of type int, not dict"),
+    (("queries", "mixed", -1), "counts of queries are"), (("queries", "other", 1), "counts of queries are"), ({"options": 3}, "its options is of type int, not dict"), ({"sources": {7: "x"}}, "its sources has the key 7, which is no text"),
 ])  # fmt: skip
 def test_a_state_of_another_form_is_one_line(change, words, cut_short, trained, tmp_path):
     home = tmp_path / "home"
@@ -255,6 +257,32 @@ def test_a_state_of_another_form_is_one_line(change, words, cut_short, trained, 
     with pytest.raises(UsageError, match=words) as e:
         run_in(trained, home)
     assert "\n" not in str(e.value)
+
+
+def test_a_state_with_a_sparse_tensor_is_one_line(tmp_path):
+    save(tmp_path / "state.pt", {"w": torch.ones(3)})
+    content = torch.load(tmp_path / "state.pt")
+    torch.save(content | {"w": content["w"].to_sparse()}, tmp_path / "state.pt")
+    with pytest.raises(UsageError, match="state.pt is damaged: it holds a sparse, quantised or empty tensor"):
+        checkpoints.read(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({}, ""), ({"exp_avg": torch.ones(3).to(torch.uint8)}, "exp_avg has no floating-point numbers"), ({"exp_avg": torch.full((3,), torch.inf)}, "values that are not finite"),
+    ({"exp_avg": torch.ones(4)}, "exp_avg has the shape .4,."),
+])  # fmt: skip
+def test_an_optimizer_takes_back_only_a_state_of_its_own(change, words):
+    net = torch.nn.Linear(3, 1, bias=False)
+    net.weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam(net.parameters())
+    net.weight.sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0] |= change
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        restore(optimizer, state)
+    with pytest.raises(ValueError, match="the weight of net is torch.float16"):
+        restore(net, {"weight": torch.ones(3).half()}, "net")
 
 
 COLUMNS = [
@@ -283,6 +311,15 @@ def test_a_transfer_set_with_values_that_cannot_be_is_one_line(change, words, cu
     with pytest.raises(UsageError, match=words) as e:
         run_in(trained, home)
     assert "\n" not in str(e.value)
+
+
+def test_a_transfer_set_of_another_script_is_not_taken_for_the_runs_own(cut_short, trained, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(cut_short, home)
+    t = Transfer(folder_of(home) / "transfer.safetensors")
+    t.save({k: v for k, v in t.about.items() if k != "ends"} | {"script": "AM"})
+    with pytest.raises(UsageError, match="holds a run with script AM; give --tag"):
+        run_in(trained, home)
 
 
 # ---- --extend

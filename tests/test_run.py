@@ -93,7 +93,7 @@ def test_cut_short_anywhere_and_taken_up_ends_bit_identically(name, more, homes,
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory):
     """(options, outcome) of a KD run that nobody disturbs, in a process of its own."""
-    home, options = tmp_path_factory.mktemp("undisturbed"), {"teacher": "ResNet8", "epochs": 60, "lamda": 0.5, "eval_every": 30}
+    home, options = tmp_path_factory.mktemp("undisturbed"), {"teacher": "ResNet8", "epochs": 30, "lamda": 0.5, "eval_every": 30}
     shutil.copytree(trained / "checkpoints" / "teacher", home / "checkpoints" / "teacher")
     subprocess.run(command("KD", home, **options), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     return options, outcome(home)
@@ -113,7 +113,7 @@ def test_a_killed_process_goes_on_and_ends_bit_identically(number, homes, undist
     out, _ = process.communicate()
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name}" in out and "of 60 epochs are saved; run the same command to continue" in out
+        assert f"stopped by {number.name}" in out and "of 30 epochs are saved; run the same command to continue" in out
     after = subprocess.run(command("KD", cut, **options), check=True, env=env, capture_output=True, text=True)
     assert "goes on after epoch" in after.stdout
     assert same(straight, outcome(cut))

@@ -98,6 +98,7 @@ def test_a_teacher_of_other_classes_is_refused(script):
 
 
 def test_a_teacher_near_chance_is_said_with_likely_causes(script, capsys, tmp_path):
+    torch.manual_seed(1)
     torch.save(build("ResNet8", 10, (1, 8, 8)).state_dict(), tmp_path / "untrained.pth")
     script("KD", epochs=1, lamda=0.1, teacher_path=tmp_path / "untrained.pth", tag="untrained")
     out = capsys.readouterr().out

@@ -73,7 +73,11 @@ def read(path: Path | str, **forms: Any) -> dict:
     if forms:
         holding(content, path, **forms)
     if isinstance(content, dict) and re.fullmatch("[0-9a-f]{16}", str(content.get("checksum"))):
-        return checked(content, digest(without_checksum(content)), path)
+        try:
+            mine = digest(without_checksum(content))
+        except (RuntimeError, NotImplementedError):
+            raise UsageError(f"{path} is damaged: it holds a sparse, quantised or empty tensor; make it anew") from None
+        return checked(content, mine, path)
     return content
 
 

@@ -102,9 +102,7 @@ def say(words: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as e:
-        raise RunError(
-            f"could not write to the standard output ({e.strerror}); the same command goes on from the last saved epoch"
-        ) from None
+        raise RunError(f"could not write to standard output ({e.strerror}); the same command goes on from the last saved epoch") from None
 
 
 def keep_tracebacks(folder: Path) -> None:

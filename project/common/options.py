@@ -50,7 +50,7 @@ class RunOptions:
 
     # how a script without these options is seen
     model = teacher = private = pool = transfer = ""
-    response, query_budget, cache = "soft", 0, False
+    response, query_budget, cache, weights_init = "soft", 0, False, "torch"
 
     seed: int = opt(0, "random seed (subset, initial weights, shuffling)", ge=0, le=MAX_SEED)
     tag: str = opt("", "suffix of the run's folder name, to keep runs with other options apart")
@@ -138,6 +138,19 @@ class Base(DataOptions):
 
 
 @dataclass
+class NetOptions:
+    """The initial weights of the nets that a script trains: PyTorch's, as in the released code of MEKD and DB3KD, or mdistiller's."""
+
+    GROUP: ClassVar = "training"
+
+    weights_init: Literal["torch", "fan_out"] = opt(
+        "torch",
+        "initial weights of the student: PyTorch's defaults (torch), or convolutions N(0, 2 / (k^2 * output channels)) as in mdistiller "
+        "(fan_out)",
+    )
+
+
+@dataclass
 class TeacherOptions(Base):
     """A script that asks a teacher."""
 
@@ -169,7 +182,7 @@ class TeacherOptions(Base):
 
 
 @dataclass
-class StudentOptions(TeacherOptions):
+class StudentOptions(NetOptions, TeacherOptions):
     """A script that trains a student from a teacher."""
 
     GROUP: ClassVar = "method"
@@ -290,6 +303,8 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
 
 # ---- options as a result keeps them
 
+BEFORE = {"weights_init": "fan_out"}  # what runs did that were saved before there was the option
+
 
 def settings(args: RunOptions) -> dict[str, Any]:
     """The options that make a result what it is."""
@@ -298,6 +313,7 @@ def settings(args: RunOptions) -> dict[str, Any]:
 
 def differences(args: RunOptions, then: dict[str, Any]) -> list[str]:
     """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then."""
+    then = BEFORE | then
     known = {k: next((n for n in (k, *about["alias"]) if n in then), None) for k, about in described(type(args)).items()}
     return [f"--{k} {then[known[k]]} (now {v})" for k, v in settings(args).items() if known[k] and then[known[k]] != v]
 

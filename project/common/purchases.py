@@ -1,7 +1,7 @@
 """The queries of a run, and the answers it buys once and keeps in a transfer set."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -145,6 +145,7 @@ class Purchases:
         about = {"dataset": self.source.name, "images": len(self.source.train), "val": a.val, "classes": self.data.classes}
         about |= {
             "data": self.source.identity(),
+            "script": self.record.script,
             "response": a.response,
             "teacher": self.teacher.identity,
             "options": settings(a),
@@ -162,10 +163,10 @@ class Purchases:
                 self.stop.leave()
         return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
 
-    def keep(self, name: str, make: Callable[[], Columns], *names: str) -> Columns:
+    def keep(self, name: str, make: Callable[[], Columns], **shapes: Sequence[int]) -> Columns:
         """The tensors that make() gives by name, made once: they stay in the run's folder as NAME.pt, with the queries they took.
 
-        names: of the tensors. UsageError where the file has others.
+        shapes: of the tensors, by name; none for those of a net. UsageError where the file has others, or values that are no numbers.
         """
         self.record.claim()
         path = self.record.folder / f"{name}.pt"
@@ -175,7 +176,11 @@ class Purchases:
         content = read(path, **KEPT)
         self.resume_counts(content["counts"])
         kept = content["kept"]
-        if problem := misfit([*kept], [str], "keys") or misfit(kept, dict.fromkeys(names or kept, Tensor), "kept"):
+        problem = misfit(kept, {...: Tensor}, "kept") or misfit(kept, dict.fromkeys(shapes, Tensor), "kept")
+        for k, v in kept.items() if not problem else ():
+            if (shapes and k not in shapes) or v.shape != shapes.get(k, v.shape) or v.isnan().any():
+                problem = f"{k} has the shape {tuple(v.shape)}, or values that are no numbers"
+        if problem:
             raise UsageError(f"{path}: its {problem}; it is damaged, or not of this project; move it away and run again")
         return kept
 

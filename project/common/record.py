@@ -17,7 +17,8 @@ from .devices import rng_state, set_rng_state, versions
 from .earlier import aside_of, data_changes, delete, finished_result
 from .forms import STATE, STATE_MORE, present
 from .options import Base, dataset_tag, differences, run_name_of, settings
-from .schedule import check_optimizer, lr_at, milestones
+from .schedule import lr_at, milestones
+from .states import restore
 from .utils import check_regular, holding, remove_remains, run_folder, save, save_json, save_text
 from .weights import StateDict
 
@@ -129,15 +130,16 @@ class Record:
             self.state = read(path, **STATE)
             holding(self.state, path, **present(self.state, STATE_MORE))
         self.before = self.state or bought
-        if self.before:
-            self.compare(self.before)
+        for then in filter(None, (self.state, bought)):
+            self.compare(then)
         if self.state and self.extends(self.state):
             self.check_schedule(self.state)
 
     def compare(self, then: dict) -> None:
         """UsageError where the options or the source files of this run are not those of an earlier one."""
         free = {"epochs", "milestones"} if self.extends(then) else set()
-        changed = differences(self.args, {k: v for k, v in then["options"].items() if k not in free})
+        changed = [f"script {then['script']}"] if then.get("script", self.script) != self.script else []
+        changed += differences(self.args, {k: v for k, v in then["options"].items() if k not in free})
         changed += [f"{path} (changed since)" for path, known in then["sources"].items() if Path(path).exists() and identity(path) != known]
         if changed:
             longer = " (--extend trains it further)" if [c.split()[0] for c in changed] == ["--epochs"] else ""
@@ -197,12 +199,7 @@ class Record:
         path = self.folder / "state.pt"
         try:
             for name, o in objects.items():
-                o.load_state_dict(state["objects"][name])
-                saved = state["objects"][name]
-                if isinstance(o, torch.optim.Optimizer):
-                    check_optimizer(o, saved)
-                elif isinstance(o, nn.Module) and (odd := [k for k, v in o.state_dict().items() if saved[k].dtype != v.dtype]):
-                    raise ValueError(f"the {odd[0]} of {name} is {saved[odd[0]].dtype}")
+                restore(o, state["objects"][name], name)
             set_rng_state(state["rng"], device)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as e:
             raise UsageError(f"{path} does not fit this run ({type(e).__name__}: {str(e).splitlines()[0]}); --overwrite starts anew") from e

@@ -17,7 +17,7 @@ from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
 from .cli import UsageError, say
-from .datasets import DATASETS, Data, Images, Spec, is_flat, load, spec_of, zoomed
+from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, percent, quality
 from .models import MODELS, build, canonical, check_fit
@@ -26,7 +26,7 @@ from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Purchases, resident
 from .record import Record
 from .schedule import milestones
-from .teachers import AbsentTeacher, OwnTeacher, check_teacher, near_chance, teacher_normalisation
+from .teachers import AbsentTeacher, OwnTeacher, check_teacher, class_names, near_chance, num_classes_without_data, teacher_normalisation
 from .training import Stop, Training, command_of
 from .transfer import Columns, Transfer
 from .weights import StateDict
@@ -179,7 +179,7 @@ class Run:
 
     def net(self, name: str) -> nn.Module:
         """A new net of this name for the run's classes and images."""
-        return build(name, self.data.classes, self.data.shape, self.device).to(memory_format=torch.channels_last)
+        return build(name, self.data.classes, self.data.shape, self.device, self.args.weights_init).to(memory_format=torch.channels_last)
 
     def load_weights(
         self,
@@ -326,22 +326,3 @@ class Run:
     def save_best(self) -> None:
         """Saves the student as best.pt, for the best epoch so far on held-out images."""
         self.record.save_net("best", self.student, self.meta(self.student))
-
-
-def class_names(args: Base, spec: Spec) -> list[str]:
-    """The class names of the teacher's data set, from its folder's listing where it has no fixed number of classes."""
-    if spec.classes:
-        return [str(k) for k in range(spec.classes)]
-    return spec.read(args.data_dir, True).classes
-
-
-def num_classes_without_data(args: Base, meta: dict) -> int:
-    """The number of classes of a data set whose images are not read (--no_eval), 0 where they are."""
-    if getattr(args, "eval", True):
-        return 0
-    classes = spec_of(args.dataset)[1].classes or meta.get("classes", 0)
-    if not classes:
-        raise UsageError(
-            f"--no_eval: the number of classes of {args.dataset} is not known; train its teacher with teacher.py, which notes it"
-        )
-    return classes

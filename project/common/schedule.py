@@ -4,12 +4,9 @@ import math
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from .cli import UsageError
-from .forms import FLAG, NUMBER
 from .options import Base
-from .utils import misfit
 
 
 def milestones(args: Base) -> list[int]:
@@ -42,30 +39,3 @@ def optimizer_of(args: Base, net: nn.Module) -> torch.optim.Optimizer:
     if args.optimizer == "adam":
         return torch.optim.Adam(parts, args.lr, weight_decay=args.weight_decay, fused=True)
     return torch.optim.SGD(parts, args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov, fused=True)
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """ValueError where an optimizer was given a state that cannot be one of its own, which torch does not check.
-
-    saved: the state dict that it was given.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    numbers = [p for group in own for p in group["params"]]
-    if [p for group in saved["param_groups"] for p in group["params"]] != numbers or not set(saved["state"]) <= set(numbers):
-        raise ValueError("an optimizer's parameters are others")
-    for name, value in (item for group in own for item in group.items() if item[0] != "params"):
-        form = {"betas": (tuple, list)}.get(name, NUMBER if name in ("lr", "momentum", "dampening", "weight_decay", "eps") else FLAG)
-        if problem := misfit(value, form, name) or (name == "betas" and misfit([*value], [NUMBER], name)):
-            raise ValueError(f"an optimizer's {problem}")
-    if len({tuple((name, isinstance(v, Tensor)) for name, v in sorted(values.items())) for values in optimizer.state.values()}) > 1:
-        raise ValueError("an optimizer's parameters have values of different names")
-    if odd := [
-        name for values in saved["state"].values() for name, v in values.items() if isinstance(v, Tensor) and not v.is_floating_point()
-    ]:
-        raise ValueError(f"an optimizer's {odd[0]} has no floating-point numbers")  # torch would convert them
-    for p, values in optimizer.state.items():
-        for name, v in values.items():
-            if isinstance(v, Tensor) and not (v.shape in (p.shape, ()) and v.isfinite().all()):
-                raise ValueError(f"an optimizer's {name} has the shape {tuple(v.shape)} or values that are not finite")
-            if not isinstance(v, Tensor) and v is not None:
-                raise ValueError(f"an optimizer's {name} is {v!r}")

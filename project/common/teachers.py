@@ -1,4 +1,4 @@
-"""Whether a checkpoint is the teacher that a run asks for, and how its images are normalised."""
+"""Whether a checkpoint is the teacher that a run asks for, which classes it knows, and how its images are normalised."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cli import RunError, UsageError
-from .datasets import Data
+from .datasets import Data, Spec, spec_of
 from .models.library import own_object
-from .options import TeacherOptions, dataset_tag
+from .options import Base, TeacherOptions, dataset_tag
 from .values import normalisation
 from .weights import oddity
 
@@ -96,3 +96,22 @@ def near_chance(accuracy: float, n: int, classes: int) -> bool:
     """Whether an accuracy in percent on n images is no better than drawing one of the classes, within three standard deviations."""
     chance = 1 / classes
     return accuracy / 100 <= chance + 3 * (chance * (1 - chance) / n) ** 0.5
+
+
+def class_names(args: Base, spec: Spec) -> list[str]:
+    """The class names of the teacher's data set, from its folder's listing where it has no fixed number of classes."""
+    if spec.classes:
+        return [str(k) for k in range(spec.classes)]
+    return spec.read(args.data_dir, True).classes
+
+
+def num_classes_without_data(args: Base, meta: dict) -> int:
+    """The number of classes of a data set whose images are not read (--no_eval), 0 where they are."""
+    if getattr(args, "eval", True):
+        return 0
+    classes = spec_of(args.dataset)[1].classes or meta.get("classes", 0)
+    if not classes:
+        raise UsageError(
+            f"--no_eval: the number of classes of {args.dataset} is not known; train its teacher with teacher.py, which notes it"
+        )
+    return classes

@@ -62,8 +62,8 @@ class Transfer:
         n, known = max(sizes), [0, *self.ends]
         if len(sizes) > 1 or not n or n > known[-1] or known != sorted({*known}):  # fewer, while images are synthesised
             yield f"its purchases end at {self.ends}, and it has {' and '.join(map(str, sorted(sizes)))} rows"
-        if min(counts := [*self.about["counts"].values(), *self.about["own"].values()]) < 0:
-            yield f"it counts {min(counts)} queries"
+        if (answers := len(self.columns.get("answers", ()))) < known[-2]:
+            yield f"its purchases end at {self.ends}, and it has {answers} answers"
         kinds = {"index": (torch.int64, 1 + ("weight" in asked)), "weight": (torch.float32, 1), "images": (torch.float32, 4)}
         for name, column in self.columns.items():
             dtype, dim = {**kinds, "answers": (torch.float32, 2)}.get(name, (column.dtype, column.dim()))

@@ -190,16 +190,21 @@ def holding(content: object, path: str | Path, **forms: Any) -> dict:
 def misfit(value: object, form: Any, name: str) -> str:
     """`NAME is of type list, not str` for a value that is not of a form, empty for one that is.
 
-    form: a type, [the form of each item], {key: the form of its value}, {...: the form of every value}, or a tuple of these.
-    A bool is no int.
+    form: a type, a range of integers, [the form of each item], {key: the form of its value}, {...: the form of every value, by name},
+    or a tuple of these. A bool is no int.
     """
     forms = form if isinstance(form, tuple) else (form,)
-    kinds = [type(f) if isinstance(f, (list, dict)) else f for f in forms]
+    kinds = [int if isinstance(f, range) else type(f) if isinstance(f, (list, dict)) else f for f in forms]
     form = next((f for f, k in zip(forms, kinds, strict=True) if isinstance(value, k) and (k is bool or type(value) is not bool)), None)
     if form is None:
         return f"{name} is of type {type(value).__name__}, not {' or '.join(k.__name__ for k in kinds)}"
+    if isinstance(form, range) and value not in form:
+        return f"{name} is {value}, not from {form.start} to {form.stop - 1}"
     if isinstance(form, dict):
-        form = dict.fromkeys(value, form[...]) if ... in form else form
+        if ... in form:
+            if odd := next((k for k in value if not isinstance(k, str)), None):
+                return f"{name} has the key {odd!r}, which is no text"
+            form = dict.fromkeys(value, form[...])
         if lacking := form.keys() - value.keys():
             return f"{name} lacks {', '.join(sorted(lacking))}"
         return next(filter(None, (misfit(value[k], f, f"{name}.{k}") for k, f in form.items())), "")

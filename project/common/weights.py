@@ -67,7 +67,6 @@ def checked_meta(content: object, path: object) -> dict:
         "classes": lambda v: 0 < v < 2**24,
         "latent": lambda v: 0 < v < 2**24,
         "ngf": lambda v: 0 < v < 2**16,
-        "counts": lambda v: all(isinstance(k, str) and type(n) is int and 0 <= n < 2**63 for k, n in v.items()),
         "data": lambda v: moments_fit(v["mean"], v["std"]) and 0 <= v["crop_from"] < 2**16,
     }
     if bad := next((k for k, fit in fits.items() if k in meta and not fit(meta[k])), ""):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..cli import UsageError, allocating
 from ..datasets import Data
 from ..run import Run
+from ..states import restore
 from ..utils import holding, read_json
 from .nets import Perturbation
 
@@ -131,8 +132,8 @@ class Attack:
         return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "owed": self.pending, "g": self.g.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.net, state["net"], "the attack")
+        restore(self.optimizer, state["optimizer"])
         self.pending = state["owed"]
         self.g.set_state(state["g"])
 

@@ -43,6 +43,7 @@ class SynthesisOptions(StudentOptions):
         "aeahl", "method whose settings are used for options that are not given; released: AEAHL-RG with the settings of its released code"
     )
     response: str = "inside"
+    weights_init: Literal["torch", "fan_out"] = "fan_out"
     epochs: int = opt(400, "number of epochs of the student, after the warm-up")
     batch_size: int = opt(256, "batch size in images, for the student and for a synthesis", ge=2)
     lr: float = opt(0.2, "learning rate of the student")
@@ -84,7 +85,14 @@ class SynthesisOptions(StudentOptions):
 
     def presets(self) -> dict[str, Any]:
         by_dataset = DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
-        return TEACHER_SETTINGS.get(canonical(self.teacher), {}) | by_dataset | STEPS_SETTINGS.get(self.g_steps, {}) | PRESETS[self.preset]
+        start = {"weights_init": "torch"} if canonical(self.model) in ("ResNet18", "ResNet34", "ResNet50") else {}
+        return (
+            start
+            | TEACHER_SETTINGS.get(canonical(self.teacher), {})
+            | by_dataset
+            | STEPS_SETTINGS.get(self.g_steps, {})
+            | PRESETS[self.preset]
+        )
 
     def validate(self) -> None:
         super().validate()

@@ -21,6 +21,7 @@ from ..blackbox import Remembered
 from ..cli import RunError, allocating, say
 from ..pictures import save_grid
 from ..run import Run
+from ..states import restore
 from ..utils import atomic, exact
 from .attack import Attack
 from .inversion import BatchNormHooks, FeatureBank
@@ -252,8 +253,8 @@ class Synthesiser:
 
     def load_state_dict(self, state: dict) -> None:
         device = self.run.device
-        self.G.load_state_dict(state["G"])
-        self.outer.load_state_dict(state["main"])
+        restore(self.G, state["G"], "the generator")
+        restore(self.outer, state["main"])
         self.taps.past = [tuple(v.to(device) for v in pair) for pair in state["past"]]
         self.bank.load_state_dict(state["bank"])
         self.calls, self.curves = state["calls"], list(state["curves"])

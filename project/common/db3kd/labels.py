@@ -197,7 +197,10 @@ def surrogate_net(run: Run, bought: Columns) -> nn.Module:
         torch.manual_seed(run.args.seed)
         net, s = run.net(run.args.model), bought["answers"].argmax(1)
         kept = run.purchases.keep("surrogate", lambda: train_surrogate(net, unit_images(run, bought) * 2 - 1, s).state_dict())
-        load_weights(net, kept, run.record.folder / "surrogate.pt", f"the surrogate, {run.args.model}")
+        path = run.record.folder / "surrogate.pt"
+        load_weights(net, kept, path, f"the surrogate, {run.args.model}")
+        if odd := next((k for k, v in net.state_dict().items() if kept[k].dtype != v.dtype), ""):
+            raise UsageError(f"{path} is damaged: its {odd} is {kept[odd].dtype}; move it away and run again")
     return net.eval().requires_grad_(False)
 
 
@@ -220,7 +223,9 @@ class BoundaryDistances:
         self.surrogate = surrogate_net(run, bought) if mbd and "surrogate" in priors else None
         self.pilots = None
         if mbd and "bank" in priors:
-            self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots, "x", "way").items()}
+            m = min(self.args.pilots, int(self.classes.bincount().max()))
+            shapes = {"x": (self.K, m, self.bank[0].numel()), "way": (self.K, self.K, m, self.bank[0].numel())}
+            self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots, **shapes).items()}
 
     def start(self, x: Tensor, s: Tensor, keys: Tensor, budgets: Sequence[int]) -> tuple[Search, list[Tensor]]:
         """Returns a Search that knows the nearest images of each class (SD), and its rays (index and distance)."""

@@ -9,6 +9,7 @@ import torch.nn as nn
 from ..cli import UsageError, allocating
 from ..utils import lookup
 from . import fewshot, lenet, mobilenet, resnet, shufflenet, vgg, wrn
+from .base import Classifier
 from .library import canonical_library_name, make_library_net
 
 MODELS = {name: make for family in (resnet, wrn, vgg, mobilenet, shufflenet, lenet, fewshot) for name, make in family.MODELS.items()}
@@ -23,16 +24,22 @@ def canonical(name: str) -> str:
     return canonical_library_name(name) or lookup(name, MODELS, "model", "torchvision:NAME, timm:NAME, file.py:Class")
 
 
-def build(name: str, classes: int, shape: tuple[int, int, int], device: torch.device | str = "cpu") -> nn.Module:
+def build(
+    name: str, classes: int, shape: tuple[int, int, int], device: torch.device | str = "cpu", weights_init: str = "torch"
+) -> nn.Module:
     """Returns a new classifier in training mode, with random weights.
 
-    name: as for `canonical`. classes: K. shape: (C, H, W) of the images, H = W.
+    name: as for `canonical`. classes: K. shape: (C, H, W) of the images, H = W. weights_init: initial weights, PyTorch's defaults
+    (`torch`) or those of mdistiller's code (`fan_out`); networks of libraries and of the user have their own.
     Raises UsageError for an unknown name, and for images that the model cannot process (with the smallest larger size that works).
     """
     name, (channels, size, _) = canonical(name), shape
     check_fit(name, classes, channels, size)
     with allocating(f"the network {name} for {channels}x{size}x{size} images", "--img_size", "take a smaller network"):
-        return make(name, classes, channels, size).to(device)
+        net = make(name, classes, channels, size)
+        if weights_init == "fan_out" and isinstance(net, Classifier):
+            net.init_fan_out()
+        return net.to(device)
 
 
 def check_fit(name: str, classes: int, channels: int, size: int) -> None:

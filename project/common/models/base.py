@@ -54,6 +54,9 @@ class Classifier(nn.Module):
         old = getattr(self, self.HEAD)
         setattr(self, self.HEAD, Cosine(old.in_features, old.out_features).to(old.weight.device))
 
+    def init_fan_out(self) -> None:
+        """Initialises the network as mdistiller's code does. Families that keep PyTorch's defaults there do not override this."""
+
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns a state dict with this model's parameter names, also from Meta-Baseline's names encoder.* and classifier.*.
 
@@ -71,7 +74,7 @@ class Classifier(nn.Module):
         return state
 
 
-def init_fan_out(net: nn.Module, linear_std: float | None = None) -> None:
+def fan_out(net: nn.Module, linear_std: float | None = None) -> None:
     """Initialises convolutions with N(0, 2 / (k^2 * out)) (He et al. 2015, fan-out) and zero biases.
 
     linear_std: also initialises linear layers, with N(0, linear_std^2) and zero biases.

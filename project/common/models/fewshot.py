@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Classifier, conv_bn, init_fan_out
+from .base import Classifier, conv_bn, fan_out
 
 
 class Block(nn.Module):
@@ -46,7 +46,9 @@ class Bottle(Classifier):
             setattr(self, f"layer{i}", nn.Sequential(*(Block(width if k else cin, width, k == 0) for k in range(depth))))
             cin = width
         self.fc = nn.Linear(cin, classes)
-        init_fan_out(self)
+
+    def init_fan_out(self) -> None:
+        fan_out(self)
 
     def embed(self, x: Tensor) -> Tensor:
         for i in (1, 2, 3, 4):

@@ -3,7 +3,7 @@
 import torch.nn as nn
 from torch import Tensor
 
-from .base import Classifier, conv_bn, init_fan_out
+from .base import Classifier, conv_bn, fan_out
 
 V1 = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]  # (width, stride) of each layer
 # V2: (expansion, width, repeats, stride) of each stage
@@ -30,7 +30,9 @@ class MobileNet(Classifier):
             cin = width
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(cin, classes)
-        init_fan_out(self)
+
+    def init_fan_out(self) -> None:
+        fan_out(self)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.layers(x).mean((2, 3))  # (B, 1024)
@@ -61,7 +63,9 @@ class MobileNetV2(Classifier):
             cin = c
         self.conv2 = nn.Sequential(*conv_bn_relu(cin, 1280, 1))
         self.classifier = nn.Sequential(nn.Linear(1280, classes))
-        init_fan_out(self, linear_std=0.01)
+
+    def init_fan_out(self) -> None:
+        fan_out(self, linear_std=0.01)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.conv2(self.blocks(self.conv1(x))).mean((2, 3))  # (B, 1280)

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Classifier, conv_bn, init_fan_out
+from .base import Classifier, conv_bn, fan_out
 
 
 class Basic(nn.Module):
@@ -83,7 +83,9 @@ class ResNet(Classifier):
             self.stages.append(f"layer{i + 1}")
             setattr(self, self.stages[-1], nn.Sequential(*blocks))
         setattr(self, head, nn.Linear(cin, classes))
-        init_fan_out(self)
+
+    def init_fan_out(self) -> None:
+        fan_out(self)
 
     def embed(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))

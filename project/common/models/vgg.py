@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Classifier, conv_bn, init_fan_out
+from .base import Classifier, conv_bn, fan_out
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVS = {
@@ -35,7 +35,10 @@ class VGG(Classifier):
                 cin = width
             setattr(self, f"block{i}", nn.Sequential(*layers))
         self.classifier = nn.Linear(cin, classes)
-        init_fan_out(self, linear_std=0.01)
+        fan_out(self)  # in all released code; only the linear layer differs
+
+    def init_fan_out(self) -> None:
+        fan_out(self, linear_std=0.01)
 
     def embed(self, x: Tensor) -> Tensor:
         for i in range(5):

@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Classifier, init_fan_out
+from .base import Classifier, fan_out
 
 
 class Block(nn.Module):
@@ -45,7 +45,9 @@ class WRN(Classifier):
         self.block1, self.block2, self.block3 = (Group(widths[i], widths[i + 1], n, 2 if i else 1) for i in range(3))
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], classes)
-        init_fan_out(self)
+
+    def init_fan_out(self) -> None:
+        fan_out(self)
         nn.init.zeros_(self.fc.bias)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""How optimizers and nets take back a saved state: nothing of another type is converted in silence."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .forms import FLAG, NUMBER
+from .utils import misfit
+
+
+def restore(o: Any, saved: dict, name: str = "network") -> None:
+    """Calls o.load_state_dict(saved). ValueError for a state of an optimizer or a net that torch takes and that cannot be its own."""
+    o.load_state_dict(saved)
+    if isinstance(o, torch.optim.Optimizer):
+        check_optimizer(o, saved)
+    elif isinstance(o, nn.Module):
+        for k, v in o.state_dict().items():
+            if saved[k].dtype != v.dtype or not v.isfinite().all():
+                raise ValueError(f"the {k} of {name} is {saved[k].dtype}, or has values that are not finite")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """ValueError where an optimizer was given a state that cannot be one of its own, which torch does not check.
+
+    saved: the state dict that it was given.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    numbers = [p for group in own for p in group["params"]]
+    if [p for group in saved["param_groups"] for p in group["params"]] != numbers or not set(saved["state"]) <= set(numbers):
+        raise ValueError("an optimizer's parameters are others")
+    for name, value in (item for group in own for item in group.items() if item[0] != "params"):
+        form = {"betas": (tuple, list)}.get(name, NUMBER if name in ("lr", "momentum", "dampening", "weight_decay", "eps") else FLAG)
+        if problem := misfit(value, form, name) or (name == "betas" and misfit([*value], [NUMBER], name)):
+            raise ValueError(f"an optimizer's {problem}")
+    if len({tuple((name, isinstance(v, Tensor)) for name, v in sorted(values.items())) for values in optimizer.state.values()}) > 1:
+        raise ValueError("an optimizer's parameters have values of different names")
+    if odd := [
+        name for values in saved["state"].values() for name, v in values.items() if isinstance(v, Tensor) and not v.is_floating_point()
+    ]:
+        raise ValueError(f"an optimizer's {odd[0]} has no floating-point numbers")  # torch would convert them
+    for p, values in optimizer.state.items():
+        for name, v in values.items():
+            if isinstance(v, Tensor) and not (v.shape in (p.shape, ()) and v.isfinite().all()):
+                raise ValueError(f"an optimizer's {name} has the shape {tuple(v.shape)} or values that are not finite")
+            if not isinstance(v, Tensor) and v is not None:
+                raise ValueError(f"an optimizer's {name} is {v!r}")
