@@ -17,7 +17,7 @@ reproduce: .venv/ready
 	$(BIN)/python project/table.py digits --jobs $(JOBS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 quick: .venv/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(addprefix tests/test_,house.py options.py checkpoints.py blackbox.py losses.py measures.py \

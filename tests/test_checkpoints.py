@@ -141,7 +141,7 @@ def test_files_have_the_modes_that_the_umask_leaves(tmp_path):
 @pytest.mark.parametrize("pools", [True, False])
 def test_a_resnet12_without_pooling_is_told_by_its_statistics(pools):
     torch.manual_seed(0)
-    theirs, x = build("ResNet12", 5, (3, 32, 32)), torch.randn(64, 3, 1, 1) + 0.5 * torch.randn(64, 3, 32, 32)
+    theirs, x = build("ResNet12", 5, (3, 16, 16)), torch.randn(64, 3, 1, 1) + 0.5 * torch.randn(64, 3, 16, 16)
     for m in theirs.modules():
         if isinstance(m, Block):
             m.pools = pools
@@ -152,7 +152,7 @@ def test_a_resnet12_without_pooling_is_told_by_its_statistics(pools):
     with torch.no_grad():
         for part in x.split(16):
             theirs.train()(part)
-    mine = checkpoints.load_weights(build("ResNet12", 5, (3, 32, 32)), theirs.state_dict(), "x.pth", "ResNet12").eval()
+    mine = checkpoints.load_weights(build("ResNet12", 5, (3, 16, 16)), theirs.state_dict(), "x.pth", "ResNet12").eval()
     complaint = mine.misfit(x[:32])
     assert (complaint == "") == pools and ("without pooling" in complaint) != pools
     assert all(b.pools for b in mine.modules() if isinstance(b, Block)) and not mine.training

@@ -2,13 +2,17 @@
 
 from common.cli import UsageError
 
+import contextlib
 import csv
+import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import CE
 import pytest
@@ -17,6 +21,7 @@ from conftest import ROOT
 from filelock import FileLock
 
 from common import csv_files, report, results, runner
+from common.options import flags
 from common.utils import read_json, save_json
 
 TINY = """
@@ -586,7 +591,20 @@ def test_rows_are_paired_by_seed(tiny, capsys):
 # ---- budgets, and the edge's own data set
 
 
-def test_budgets_make_a_row_a_curve(tiny, capsys):
+@pytest.fixture
+def in_process(monkeypatch):
+    """The runs of a table are calls, which take less time than processes do."""
+
+    def launch(task, jobs, gpu):
+        task.state = "running"
+        with contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module(task.script).main(flags(**task.options))
+        return SimpleNamespace(poll=lambda: 0, returncode=0, stdin=io.BytesIO())
+
+    monkeypatch.setattr(runner, "launch", launch)
+
+
+def test_budgets_make_a_row_a_curve(tiny, capsys, in_process):
     flags = tiny(more="[scripts.CE]\nepochs = 2\n", seeds="[0]\nbudgets = [40, 80]")
     path = tiny.home / "tiny.toml"
     text = path.read_text()
@@ -642,7 +660,7 @@ budgets = "120,200"
 """
 
 
-def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys):
+def test_labels_are_bought_by_one_row_and_taken_by_the_others(tmp_path, capsys, in_process):
     (tmp_path / "labels.toml").write_text(LABELS)
     flags = [str(tmp_path / "labels.toml"), "--checkpoints_dir", str(tmp_path / "c"), "--logs_dir", str(tmp_path / "l"), "--seeds", "1"]
     table.main([*flags, "--dry_run"])
