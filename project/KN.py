@@ -5,6 +5,7 @@ Orekondy et al. 2019, https://arxiv.org/abs/1812.02766
 
 Differs:
   - The images are the private ones, unless --pool names another data set.
+  - The KL term has the factor temperature squared. MEKD's released code has the factor temperature (--kl_scale t).
   - The adaptive choice buys in --rounds purchases, not image by image.
   - The actions of the adaptive choice are the classes of the pool, or k-means clusters of the private images without their labels.
   - With topk:K responses the missing probability is spread evenly over the other classes.
@@ -29,6 +30,9 @@ from common.run import start
 @dataclass
 class Args(TransferOptions):
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
+    kl_scale: Literal["t2", "t", "1"] = opt(
+        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
+    )
     budget: float = opt(0.2, "number of images to buy; up to 1: fraction of the available images", ge=1e-6)
     pool: str = opt("", "data set whose training images are bought instead of the private images")
     choice: Literal["random", "adaptive"] = opt(
@@ -95,7 +99,7 @@ def main(argv=None):
         return {"index": images.index[p.multinomial(n * (i + 1) // rounds - len(bought_index), generator=g).sort().values]}
 
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
-        return {"kl": kl(run.student(x), t, args.temperature, hard=hard)}
+        return {"kl": kl(run.student(x), t, args.temperature, args.kl_scale, hard)}
 
     for i in range(rounds):  # the purchases of the adaptive selection are in the first sixth of the epochs
         bought = run.buy(plan)

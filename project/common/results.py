@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
-from . import report
+from . import beside, report
 from .cli import UsageError
 from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text
 from .tables import read_table, table_names
@@ -142,6 +142,8 @@ def pages() -> dict[Path, str]:
         measured = Measured(path.stem)
         made[folder / f"{path.stem}.md"] = measured.page()
         index.append(f"- [{path.stem}]({path.stem}.md): {measured.table['title']}")
+    made[folder / "released.md"] = beside.page()
+    index.append("- [released](released.md): our scripts beside the released programs")
     made[folder / "README.md"] = "\n".join([*index, ""])
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         if path.parent != folder:
