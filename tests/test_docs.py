@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from common import options, results
+from common import beside, options, results
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -115,9 +115,20 @@ def test_a_result_table_is_filled():
     assert "old" not in made and made.startswith("before\n") and made.endswith("<!-- end -->\nafter")
     head, _, *rows = made.splitlines()[2:-2]
     assert [c.strip() for c in head.strip("| ").split("|")] == ["method", "accuracy (last), %", "against KD"] and len(rows) == 16
-    assert any("MEKD soft" in r and "96.44 ± 0.84" in r and "+1.16 [+0.95, +1.37]" in r for r in rows)
+    assert any("MEKD soft" in r and "97.20 ± 0.51" in r and "+1.12 [+0.09, +2.15]" in r for r in rows)
     with pytest.raises(Exception, match=r"no file .*nothing\.csv; tables/measured has: "):
         results.filled("<!-- measured: nothing -->\n<!-- end -->")
+
+
+def test_the_rows_beside_a_released_program(tmp_path):
+    """Equal spreads d around 90 and 92 with n = 3: the interval is 2 -+ t(0.975, 4) * d * sqrt(2 / 3)."""
+    path = tmp_path / "x.csv"
+    runs = [("released", 89), ("released", 90), ("released", 91), ("ours", 91), ("ours", 92), ("ours", 93)]
+    path.write_text("code,method,seed,accuracy\n" + "".join(f"{code},KD,0,{a}\n" for code, a in runs))
+    half = 2.7764451 * (2 / 3) ** 0.5
+    gap = f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]"
+    wanted = {"method": "KD", "released, %": "90.00 ± 1.00 (3)", "code": "ours", "ours, %": "92.00 ± 1.00 (3)", "ours - released": gap}
+    assert [*beside.rows_of(path)] == [wanted]
 
 
 def test_the_readme_is_one_screen():

@@ -346,7 +346,7 @@ def test_another_teacher_in_its_place_is_noticed(script):
 
 
 @pytest.mark.parametrize("name, more", [
-    ("DCGAN", {"dropout": 0.25}), ("AL", {"lr_critic": 1e-3}), ("KD", {"kl_scale": "t"}), ("DKD", {"kl_scale": "1"}), ("MEKD", {"gen_t": 2.0}), ("MEKD", {"w_f": 0.5}),
+    ("DCGAN", {"dropout": 0.25}), ("AL", {"lr_critic": 1e-3}), ("KD", {"kl_scale": "t"}), ("DKD", {"kl_scale": "1"}), ("KN", {"kl_scale": "t"}), ("MEKD", {"gen_t": 2.0}), ("MEKD", {"w_f": 0.5}),
     ("CE", {"momentum": 0.5}), ("CE", {"zoom": True}),
 ])  # fmt: skip
 def test_an_option_changes_the_run(name, more, script):
