@@ -62,8 +62,10 @@ class RunOptions:
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")
     logs_dir: str = opt("logs", "folder of log.jsonl, TensorBoard events and pictures")
-    overwrite: bool = opt(False, "start again; an earlier run with the same folder is deleted once the new one has saved an epoch")
-    extend: bool = opt(False, "train a finished run up to a higher --epochs, from its last epoch on")
+    overwrite: bool = opt(False, "start again; the earlier run is kept as seed<k>.before until the new one has saved its first epoch")
+    extend: bool = opt(
+        False, "continue a finished run from its last epoch to a higher --epochs, if the learning rates of its epochs stay the same"
+    )
     dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command (its queries are sent)")
     debug: bool = opt(False, "print the traceback of an error")
 
@@ -145,8 +147,8 @@ class NetOptions:
 
     weights_init: Literal["torch", "fan_out"] = opt(
         "torch",
-        "initial weights of the student: PyTorch's defaults (torch), or convolutions N(0, 2 / (k^2 * output channels)) as in mdistiller "
-        "(fan_out)",
+        "initial weights of the student: PyTorch's defaults (torch), or convolutions with the variance 2 / (kernel size^2 * output "
+        "channels), as in the mdistiller library (fan_out); some networks have only one of them (docs/running.md)",
     )
 
 

@@ -43,7 +43,9 @@ class SynthesisOptions(StudentOptions):
         "aeahl", "method whose settings are used for options that are not given; released: AEAHL-RG with the settings of its released code"
     )
     response: str = "inside"
-    weights_init: Literal["torch", "fan_out"] = "fan_out"
+    weights_init: Literal["torch", "fan_out"] = opt(
+        "fan_out", "initial weights of the student, see docs/running.md; torch for ResNet18, ResNet34 and ResNet50 unless it is given"
+    )
     epochs: int = opt(400, "number of epochs of the student, after the warm-up")
     batch_size: int = opt(256, "batch size in images, for the student and for a synthesis", ge=2)
     lr: float = opt(0.2, "learning rate of the student")
