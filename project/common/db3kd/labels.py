@@ -199,7 +199,7 @@ def surrogate_net(run: Run, bought: Columns) -> nn.Module:
         kept = run.purchases.keep("surrogate", lambda: train_surrogate(net, unit_images(run, bought) * 2 - 1, s).state_dict())
         path = run.record.folder / "surrogate.pt"
         load_weights(net, kept, path, f"the surrogate, {run.args.model}")
-        if odd := next((k for k, v in net.state_dict().items() if kept[k].dtype != v.dtype), ""):
+        if odd := next((k for k, v in net.state_dict().items() if k in kept and kept[k].dtype != v.dtype), ""):
             raise UsageError(f"{path} is damaged: its {odd} is {kept[odd].dtype}; move it away and run again")
     return net.eval().requires_grad_(False)
 
