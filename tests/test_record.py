@@ -322,6 +322,25 @@ def test_a_transfer_set_of_another_script_is_not_taken_for_the_runs_own(cut_shor
         run_in(trained, home)
 
 
+@pytest.mark.parametrize("change, more, words", [
+    ({}, {"made": {"bd": 3.0}}, "its made.bd is of type float, not dict"), ({"margins": torch.ones(5, 2).to(torch.float8_e4m3fn)}, {}, "its margins is torch.float8_e4m3fn, which no script writes"),
+])  # fmt: skip
+def test_what_a_transfer_set_holds_beside_its_answers_is_checked(change, more, words, cut_short, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(cut_short, home)
+    t = Transfer(folder_of(home) / "transfer.safetensors")
+    t.columns |= change
+    t.save({k: v for k, v in t.about.items() if k != "ends"} | more)
+    with pytest.raises(UsageError, match=words):
+        Transfer(t.path)
+
+
+def test_a_generator_is_no_student(script):
+    path = next((script.home / "checkpoints/DCGAN").rglob("generator.pt"))
+    with pytest.raises(UsageError, match="generator.pt is of DCGAN.py and holds no classifier; give a teacher.pt or a student.pt"):
+        checkpoints.load_model(path)
+
+
 # ---- --extend
 
 

@@ -176,6 +176,8 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Callab
     if lacking := {"model", "shape", "classes", "data"} - meta.keys():
         what = "teacher.pt and student.pt of this project's scripts do"
         raise UsageError(f"{path} does not say its {', '.join(sorted(lacking))}; {what}, of versions from November 2026 on")
+    if not meta["model"]:
+        raise UsageError(f"{path} is of {meta['script']}.py and holds no classifier; give a teacher.pt or a student.pt")
     data = meta["data"]
     (channels, size, _), device = meta["shape"], torch.device(device)
     net = load_weights(build(meta["model"], meta["classes"], meta["shape"], device), state, path, meta["model"])

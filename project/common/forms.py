@@ -19,7 +19,7 @@ STATE_MORE = {"data": IDENTITY, "best": (float, int, type(None))}
 
 ABOUT = {"dataset": str, "images": int, "val": NUMBER, "response": str, "teacher": str, "classes": int, "ends": [int]}
 ABOUT |= {"counts": COUNTS, "own": COUNTS, "options": OPTIONS, "sources": SOURCES}
-ABOUT_MORE = {"data": IDENTITY, "made": dict, "script": str}
+ABOUT_MORE = {"data": IDENTITY, "made": {...: OPTIONS}, "script": str}
 
 META = {"script": str, "dataset": str, "shape": list, "classes": int, "data": IDENTITY, "normalize": str, "lamda": NUMBER, "model": str}
 META |= {"counts": {...: COUNT}, "teacher": str, "latent": int, "ngf": int}  # what our own files of weights say about themselves

@@ -24,6 +24,7 @@ from .forms import ABOUT, ABOUT_MORE, present
 from .utils import atomic, check_regular, checked, digest, holding, without_checksum
 
 Columns = dict[str, Tensor]
+ORDINARY = (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)  # types of columns
 
 
 class Transfer:
@@ -67,7 +68,9 @@ class Transfer:
         kinds = {"index": (torch.int64, 1 + ("weight" in asked)), "weight": (torch.float32, 1), "images": (torch.float32, 4)}
         for name, column in self.columns.items():
             dtype, dim = {**kinds, "answers": (torch.float32, 2)}.get(name, (column.dtype, column.dim()))
-            if column.dtype != dtype or column.dim() != dim or not dim or len(column) > known[-1]:
+            if column.dtype not in ORDINARY:
+                yield f"its {name} is {column.dtype}, which no script writes"
+            elif column.dtype != dtype or column.dim() != dim or not dim or len(column) > known[-1]:
                 yield f"its {name} is {column.dtype} {tuple(column.shape)}; expected {dtype}, {dim} dimensions, at most {known[-1]} rows"
             elif bad := self.outside(name, column):
                 yield bad
