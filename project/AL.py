@@ -15,7 +15,7 @@ Differs:
 from common.cli import cli
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn as nn
@@ -25,21 +25,18 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common.losses import centred, kl
-from common.options import TransferOptions, opt
+from common.options import KLOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(TransferOptions):
+class Args(KLOptions):
     NEEDS: ClassVar = "soft"
 
     temperature: float = opt(2.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     w_kl: float = opt(0.5, "weight of the KL term", ge=0)
     w_adv: float = opt(0.15, "weight of the adversarial term of the student's loss", ge=0)
     lr_critic: float = opt(1e-2, "learning rate of the critic (Adam)", gt=0)
-    kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
-    )
 
 
 def make_critic(classes: int) -> nn.Module:

@@ -15,22 +15,22 @@ Differs:
 from common.cli import cli
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from common.losses import dkd, warm_up
-from common.options import TransferOptions, opt
+from common.losses import Scale, dkd, warm_up
+from common.options import KLOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(TransferOptions):
+class Args(KLOptions):
     NEEDS: ClassVar = "soft"
 
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
     alpha: float = opt(1.0, "weight of the target-class term", ge=0)
     beta: float = opt(8.0, "weight of the term among the other classes", ge=0)
     warmup: int = opt(20, "number of epochs over which the weights of both terms rise linearly from 0", ge=0)
-    kl_scale: Literal["t2", "t", "1"] = opt(
+    kl_scale: Scale = opt(
         "t", "factor of both terms: temperature (t, as in MEKD's released code), temperature squared (t2, as in the paper) or 1"
     )
 

@@ -30,7 +30,7 @@ from common.datasets import is_flat
 from common.gda.alignment import AlignmentOptions, alignment_terms
 from common.gda.bases import BaseLossOptions, distillation_terms, preset_options
 from common.gda.hints import HINTS, Hints
-from common.options import TransferOptions, opt
+from common.options import WEIGHTS_INIT, TransferOptions, opt
 from common.run import start
 
 
@@ -50,7 +50,7 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
     gt_source: Literal["label", "teacher"] = opt(
         "label", "target of the cross-entropy: the label (label) or the teacher's probabilities (teacher)"
     )
-    weights_init: Literal["torch", "fan_out"] = "fan_out"
+    weights_init: WEIGHTS_INIT = "fan_out"
     response: str = "logits"
     lamda: float = 1.0
     ranks: int = opt(1, "number of parts of a batch, each with its own batch-norm statistics and Sinkhorn term, as on several GPUs", ge=1)

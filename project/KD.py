@@ -14,19 +14,15 @@ Differs:
 from common.cli import cli
 
 from dataclasses import dataclass
-from typing import Literal
 
 from common.losses import kl
-from common.options import TransferOptions, opt
+from common.options import KLOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(TransferOptions):
+class Args(KLOptions):
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
-    kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
-    )
 
 
 def main(argv=None):

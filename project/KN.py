@@ -23,16 +23,13 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from common.losses import kl, probabilities
-from common.options import TransferOptions, opt
+from common.options import KLOptions, opt
 from common.run import start
 
 
 @dataclass
-class Args(TransferOptions):
+class Args(KLOptions):
     temperature: float = opt(5.0, "temperature of the softened probabilities", alias="t", ge=1e-3, le=1e3)
-    kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
-    )
     budget: float = opt(0.2, "number of images to buy; up to 1: fraction of the available images", ge=1e-6)
     pool: str = opt("", "data set whose training images are bought instead of the private images")
     choice: Literal["random", "adaptive"] = opt(

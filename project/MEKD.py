@@ -24,21 +24,18 @@ from common.batches import Draw
 from common.checkpoints import first_run, meta_differences
 from common.gan import Generator
 from common.losses import centred, kl
-from common.options import TransferOptions, dataset_tag, opt
+from common.options import KLOptions, dataset_tag, opt
 from common.run import Run, start
 from common.utils import check_regular, run_folder, run_name
 
 
 @dataclass
-class Args(TransferOptions):
+class Args(KLOptions):
     temperature: float = opt(5.0, "temperature of the KL term", alias="t", ge=1e-3, le=1e3)
     gen_t: float = opt(5.0, "temperature that divides the logits before they enter the generator", ge=1e-3, le=1e3)
     w_f: float = opt(1.0, "weight of the image term (distance between the images generated from the logits of student and teacher)", ge=0)
     w_kl: float = opt(1.0, "weight of the KL term", ge=0)
     F: Literal["1", "2"] = opt("1", "distance in the image term: L1 (1) or L2 (2)")
-    kl_scale: Literal["t2", "t", "1"] = opt(
-        "t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1"
-    )
     steps: int = opt(500, "number of steps per epoch", ge=1)
     queries: int = opt(0, "number of synthetic images bought once; 0: new images at every step, if the query budget allows it", ge=0)
     generator_path: str = opt("", "checkpoint file of the generator, instead of the one from DCGAN.py")

@@ -31,9 +31,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common import report, results
+from common.arguments import Parser
 from common.csv_files import split_pair
 from common.datasets import spec_of
-from common.options import Parser, RunOptions, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
+from common.options import RunOptions, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
 from common.report import labelled
 from common.runner import Runner, Task
 from common.tables import read_table, table_names, table_path

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .csv_files import ROOT, read_text
-from .report import markdown
+from .report import markdown, spread
 
 HEAD = """# Beside the released code
 
@@ -46,9 +46,5 @@ def rows_of(path: Path) -> Iterator[dict[str, str]]:
         theirs = runs[method, "released"]
         low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
         gap = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f} [{low:+.2f}, {high:+.2f}]"
-        yield {"method": method, "released, %": spread(theirs), "code": code, "ours, %": spread(ours), "ours - released": gap}
-
-
-def spread(values: list[float]) -> str:
-    """`95.10 ± 0.15 (3)`: mean, standard deviation, number."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
+        row = {"method": method, "released, %": f"{spread(theirs)} ({len(theirs)})", "code": code}
+        yield row | {"ours, %": f"{spread(ours)} ({len(ours)})", "ours - released": gap}

@@ -4,7 +4,6 @@ A class that overrides an option by a plain default, `lr: float = 0.02`, keeps t
 """
 
 import argparse
-import difflib
 import inspect
 import os
 import re
@@ -12,10 +11,12 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+from .arguments import Joined, Parser
 from .blackbox import rank
 from .cli import UsageError
+from .losses import Scale
 from .utils import run_name
-from .values import BOUNDS, check, interval, normalisation, real, short, whole
+from .values import BOUNDS, check, interval, normalisation, real, whole
 
 MAX_SEED = 2**32 - 1
 GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
@@ -32,6 +33,7 @@ def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] |
     return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
 
 
+WEIGHTS_INIT = Literal["torch", "fan_out"]
 AUGMENT = Literal["none", "crop", "crop_flip", "resized_crop", "auto"]
 
 
@@ -145,7 +147,7 @@ class NetOptions:
 
     GROUP: ClassVar = "training"
 
-    weights_init: Literal["torch", "fan_out"] = opt(
+    weights_init: WEIGHTS_INIT = opt(
         "torch",
         "initial weights of the student: PyTorch's defaults (torch), or convolutions with the variance 2 / (kernel size^2 * output "
         "channels), as in the mdistiller library (fan_out); some networks have only one of them (docs/running.md)",
@@ -207,6 +209,15 @@ class TransferOptions(StudentOptions):
             raise UsageError(f"--cache keeps answers to views that can be counted: use --augment crop or crop_flip, not {self.augment}")
 
 
+@dataclass
+class KLOptions(TransferOptions):
+    """A script of MEKD's table whose loss has a KL term with a temperature."""
+
+    GROUP: ClassVar = "method"
+
+    kl_scale: Scale = opt("t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1")
+
+
 def check_normalisation(value: str, option: str) -> None:
     """UsageError for a value of no kind; whether the numbers are as many as the channels is seen with the data."""
     normalisation(value, 3 if value.count(",") == 5 else 1, option)
@@ -226,29 +237,6 @@ def described(cls: type[RunOptions]) -> dict[str, dict]:
     for name in cls.ALIASES.keys() & found.keys():
         found[name]["alias"] = (*found[name]["alias"], *cls.ALIASES[name])
     return found
-
-
-class Joined(argparse.Action):
-    """Several words as one with commas."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str], option_string: str | None = None):
-        setattr(namespace, self.dest, ",".join(values))
-
-
-class Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args: list[str], namespace: argparse.Namespace | None = None) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, which takes the value `--` for the end of the options and leaves a list in its place."""
-        if dashes := next((a for a in args if a == "--" or a.partition("=")[2] == "--"), ""):
-            self.error(f"{short(dashes)}: -- is no value")
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> None:
-        """One line; for an unknown option the nearest there is."""
-        if unknown := re.match(r"unrecognized arguments: (--\w{,99})", message):
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
-            message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
-        message = re.sub(r"\S{99,}", lambda m: f"{m[0][:40]}...{m[0][-20:]}", " ".join(message.split()))
-        raise UsageError(f"{message}; for all options run: python {self.prog} --help")
 
 
 def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "script.py", epilog: str = "") -> Any:

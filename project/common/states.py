@@ -15,10 +15,15 @@ def restore(o: Any, saved: dict, name: str = "network") -> None:
     o.load_state_dict(saved)
     if isinstance(o, torch.optim.Optimizer):
         check_optimizer(o, saved)
-    elif isinstance(o, nn.Module):
-        for k, v in o.state_dict().items():
-            if saved[k].dtype != v.dtype or not v.isfinite().all():
-                raise ValueError(f"the {k} of {name} is {saved[k].dtype}, or has values that are not finite")
+    elif isinstance(o, nn.Module) and (
+        k := converted(o, saved) or next((k for k, v in o.state_dict().items() if not v.isfinite().all()), "")
+    ):
+        raise ValueError(f"the {k} of {name} is {saved[k].dtype}, or has values that are not finite")
+
+
+def converted(net: nn.Module, saved: dict[str, Tensor]) -> str:
+    """The name of a tensor that `net` has in another number format than `saved`; empty where there is none."""
+    return next((k for k, v in net.state_dict().items() if k in saved and saved[k].dtype != v.dtype), "")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:

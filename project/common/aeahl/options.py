@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from ..cli import UsageError
 from ..models import canonical
-from ..options import StudentOptions, opt
+from ..options import WEIGHTS_INIT, StudentOptions, opt
 from ..utils import matching
 
 TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # loss terms of a synthesis; the option w_NAME is the weight of NAME
@@ -43,7 +43,7 @@ class SynthesisOptions(StudentOptions):
         "aeahl", "method whose settings are used for options that are not given; released: AEAHL-RG with the settings of its released code"
     )
     response: str = "inside"
-    weights_init: Literal["torch", "fan_out"] = opt(
+    weights_init: WEIGHTS_INIT = opt(
         "fan_out", "initial weights of the student, see docs/running.md; torch for ResNet18, ResNet34 and ResNet50 unless it is given"
     )
     epochs: int = opt(400, "number of epochs of the student, after the warm-up")
@@ -86,15 +86,10 @@ class SynthesisOptions(StudentOptions):
     eval: bool = opt(True, "read no data set and evaluate nothing")
 
     def presets(self) -> dict[str, Any]:
+        by_teacher = TEACHER_SETTINGS.get(canonical(self.teacher), {})
         by_dataset = DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
         start = {"weights_init": "torch"} if canonical(self.model) in ("ResNet18", "ResNet34", "ResNet50") else {}
-        return (
-            start
-            | TEACHER_SETTINGS.get(canonical(self.teacher), {})
-            | by_dataset
-            | STEPS_SETTINGS.get(self.g_steps, {})
-            | PRESETS[self.preset]
-        )
+        return start | by_teacher | by_dataset | STEPS_SETTINGS.get(self.g_steps, {}) | PRESETS[self.preset]
 
     def validate(self) -> None:
         super().validate()

@@ -20,6 +20,7 @@ from ..cli import UsageError, allocating, say
 from ..losses import kl
 from ..options import Base, TransferOptions, opt
 from ..run import Run
+from ..states import converted
 from ..transfer import Columns
 from ..values import is_count
 from .boundary import nearest_of_class, num_halvings, soft_labels
@@ -199,7 +200,7 @@ def surrogate_net(run: Run, bought: Columns) -> nn.Module:
         kept = run.purchases.keep("surrogate", lambda: train_surrogate(net, unit_images(run, bought) * 2 - 1, s).state_dict())
         path = run.record.folder / "surrogate.pt"
         load_weights(net, kept, path, f"the surrogate, {run.args.model}")
-        if odd := next((k for k, v in net.state_dict().items() if k in kept and kept[k].dtype != v.dtype), ""):
+        if odd := converted(net, kept):
             raise UsageError(f"{path} is damaged: its {odd} is {kept[odd].dtype}; move it away and run again")
     return net.eval().requires_grad_(False)
 
@@ -221,10 +222,10 @@ class BoundaryDistances:
         self.stages, priors = search_stages(run.args, run.data.shape, run.device)
         mbd = run.args.sr_mode == "mbd"
         self.surrogate = surrogate_net(run, bought) if mbd and "surrogate" in priors else None
-        self.pilots = None
+        self.pilots, self.num_pilots = None, min(self.args.pilots, int(self.classes.bincount().max()))
         if mbd and "bank" in priors:
-            m = min(self.args.pilots, int(self.classes.bincount().max()))
-            shapes = {"x": (self.K, m, self.bank[0].numel()), "way": (self.K, self.K, m, self.bank[0].numel())}
+            images = self.num_pilots, self.bank[0].numel()
+            shapes = {"x": (self.K, *images), "way": (self.K, self.K, *images)}
             self.pilots = {k: v.to(run.device) for k, v in run.purchases.keep("bank", self.solve_pilots, **shapes).items()}
 
     def start(self, x: Tensor, s: Tensor, keys: Tensor, budgets: Sequence[int]) -> tuple[Search, list[Tensor]]:
@@ -260,7 +261,7 @@ class BoundaryDistances:
 
         A direction is 0 if no boundary point is known.
         """
-        K, m = self.K, min(self.args.pilots, int(self.classes.bincount().max()))
+        K, m = self.K, self.num_pilots
         rows = torch.cat([(self.classes == k).nonzero()[:m, 0] for k in range(K)])
         self.run.teacher.afford(len(rows) * (K - 1) * PILOT_BUDGET)
         search = self.solve(self.bank[rows], self.classes[rows], rows, [PILOT_BUDGET])

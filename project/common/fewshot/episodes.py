@@ -22,7 +22,7 @@ from ..cli import UsageError, allocating, say
 from ..datasets import Images, novel
 from ..gda.alignment import AlignmentOptions
 from ..gda.bases import BaseLossOptions
-from ..options import StudentOptions, opt
+from ..options import WEIGHTS_INIT, StudentOptions, opt
 from ..run import Run
 from ..utils import check_regular, exact, save
 from ..values import short
@@ -61,7 +61,7 @@ class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentO
     )
     model: str = opt("ResNet12", "architecture of the student: a model of the list below", alias=("student", "res_type"))
     response: str = opt("logits", alias=())
-    weights_init: Literal["torch", "fan_out"] = "fan_out"
+    weights_init: WEIGHTS_INIT = "fan_out"
     lamda: float = 1.0
     val_episodes: int = opt(800, "number of episodes with validation classes at each evaluation", ge=2, le=10**7)
     base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"] = "kd"

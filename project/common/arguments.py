@@ -1,0 +1,31 @@
+"""argparse as this project uses it: an error is one line, and several words can be one value."""
+
+import argparse
+import difflib
+import re
+
+from .cli import UsageError
+from .values import short
+
+
+class Joined(argparse.Action):
+    """Several words as one with commas."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str], option_string: str | None = None):
+        setattr(namespace, self.dest, ",".join(values))
+
+
+class Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: list[str], namespace: argparse.Namespace | None = None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, which takes the value `--` for the end of the options and leaves a list in its place."""
+        if dashes := next((a for a in args if a == "--" or a.partition("=")[2] == "--"), ""):
+            self.error(f"{short(dashes)}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> None:
+        """One line; for an unknown option the nearest there is."""
+        if unknown := re.match(r"unrecognized arguments: (--\w{,99})", message):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message = f"unknown option {unknown[1]}" + (f" (did you mean {near[0]}?)" if near else "")
+        message = re.sub(r"\S{99,}", lambda m: f"{m[0][:40]}...{m[0][-20:]}", " ".join(message.split()))
+        raise UsageError(f"{message}; for all options run: python {self.prog} --help")
