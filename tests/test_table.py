@@ -299,6 +299,7 @@ def test_an_ascii_terminal_shows_a_table(tiny):
     done = subprocess.run(command, capture_output=True, env=os.environ | plain)
     assert done.returncode == 0 and done.stderr == b"" and b"92.50 +- 0.71" in done.stdout
     assert "92.50 ± 0.71" in (tiny.home / "l/tables/tiny.md").read_text(encoding="utf-8")
+    assert "$\\pm$" in (tiny.home / "l/tables/tiny.tex").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_written_is_said_after_the_table(tiny, capsys, monkeypatch):
@@ -328,6 +329,22 @@ def test_any_title_and_name_can_be_drawn_and_written(tiny):
     written = {p.name: p for p in (tiny.home / "l/tables").iterdir()}
     assert set(written) == {"v1.2.md", "v1.2.tex", "v1.2.csv", "v1.2.png"}
     assert "\\$x\\_\\{ \\textasciitilde{}\\textasciicircum{} \\# \\& <|>" in written["v1.2.tex"].read_text()
+
+
+def test_the_pictures_axis_has_numbers(tiny, monkeypatch):
+    from common import pictures
+
+    labels = []
+
+    def look(fig, path, dpi):
+        fig.canvas.draw()
+        labels.extend(t.get_text() for which in ("major", "minor") for t in fig.axes[0].xaxis.get_ticklabels(which=which))
+        pictures.save_figure(fig, path, dpi)
+
+    monkeypatch.setattr(report, "save_figure", look)
+    filled(tiny, CE=[90, 91], KD=[92, 93])
+    table.main([*tiny(), "--show"])
+    assert "1,000" in labels and not any("math" in label or "$" in label for label in labels)
 
 
 def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
@@ -621,14 +638,14 @@ def in_process(monkeypatch):
 
 
 def test_budgets_make_a_row_a_curve(tiny, capsys, in_process):
-    flags = tiny(more="[scripts.CE]\nepochs = 2\n", seeds="[0]\nbudgets = [40, 80]")
+    flags = tiny(more="[scripts.CE]\nepochs = 2\n", seeds="[0, 1]\nbudgets = [40, 80]")
     path = tiny.home / "tiny.toml"
     text = path.read_text()
     path.write_text("".join(line for line in text.splitlines(keepends=True) if "MEKD" not in line))
     table.main([*flags, "--jobs", "2"])
     out = capsys.readouterr().out
     rows = lines_of(out)
-    assert rows["method"] == ["40", "80"] and len(rows["KD"]) == 2 and rows["CE"][0] == rows["CE"][1]
+    assert rows["method"] == ["40", "80"] and len(rows["KD"]) == 2 and all("±" in c for c in rows["KD"]) and rows["CE"][0] == rows["CE"][1]
     asked = {r["query_budget"]: r["queries"] for r in budgets(tiny)}
     assert asked == {"40": "40", "80": "80"}
     from PIL import Image

@@ -243,6 +243,8 @@ def measured(cells: Cells) -> str:
 def picture(table: dict, cells: Cells, path: Path) -> None:
     """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
     plt = pyplot()
+    from matplotlib.ticker import LogFormatter  # slow to import
+
     plt.rcParams["text.parse_math"] = False  # names of rows may hold $
 
     fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(6.4 * len(table["pairs"]), 5.4), squeeze=False, layout="constrained")
@@ -251,6 +253,9 @@ def picture(table: dict, cells: Cells, path: Path) -> None:
         ax.set(title=pair, ylabel="test accuracy of the last epoch, %")
         ax.margins(x=0.15)
         ax.grid(alpha=0.3)
+        if ax.get_xscale() == "log":  # whose usual labels are mathematics
+            ax.xaxis.set_major_formatter("{x:,.0f}")
+            ax.xaxis.set_minor_formatter(LogFormatter())
         if ax.has_data():
             ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     fig.suptitle(textwrap.fill(table["title"], 80 * len(table["pairs"])), fontsize=10)
