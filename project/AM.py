@@ -6,7 +6,7 @@ Wang et al. 2020, https://arxiv.org/abs/2003.13960
 Differs:
   - All pairs and mixing weights are scored in batches on the device (released: a NumPy loop).
   - No pair is bought twice.
-  - --milestones sets both the ends of the rounds and the drops of the learning rate, so that --epochs scales the whole run.
+  - A round begins with the student of the last epoch of the round before (released: of its best epoch on test images).
   - With --query_budget the first purchase takes half of the budget.
   - With hard responses the target is the teacher's class.
   - With topk:K responses the missing probability is spread evenly over the other classes.
@@ -25,22 +25,34 @@ from torch import Tensor
 from common.losses import probabilities
 from common.options import TransferOptions, opt
 from common.run import start
-from common.schedule import milestones
 
 WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in a mix: 0.30, 0.34, ... 0.70
 
 
 @dataclass
 class Args(TransferOptions):
-    epochs: int = opt(200, "total number of epochs")
+    epochs: int = opt(800, "total number of epochs, of which the start and each round get the same number")
     batch_size: int = 1000
     lr: float = 0.01
-    milestones: str = opt(
-        "0.4,0.7,0.9", "epochs after which mixed images are bought and the learning rate drops, or fractions of --epochs, with commas"
-    )
+    milestones: str = opt("0.4,0.7,0.9", "epochs of a round after which the learning rate drops, or fractions of a round, with commas")
+    rounds: int = opt(3, "number of rounds; each buys mixed images and trains on all images bought so far", ge=0)
     first: int = opt(5000, "number of private images bought at the start", ge=2)
-    queries: int = opt(10000, "number of mixed images bought at each milestone", ge=0)
-    pairs: int = opt(500000, "number of random image pairs among which the mixed images of a milestone are selected", ge=1)
+    queries: int = opt(10000, "number of mixed images bought in each round", ge=0)
+    pairs: int = opt(500000, "number of random image pairs among which the mixed images of a round are selected", ge=1)
+
+    def round_epochs(self) -> int:
+        return max(1, self.epochs // (self.rounds + 1))
+
+    def fixed_length(self) -> str:
+        return "the rounds of AM have a part of --epochs each"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.epochs <= self.rounds:
+            raise UsageError(
+                f"--epochs {self.epochs} with --rounds {self.rounds}: the start and each round need at least one epoch; "
+                f"use --epochs {self.rounds + 1} or more"
+            )
 
 
 def draw_pairs(n: int, m: int, g: torch.Generator) -> Tensor:
@@ -74,22 +86,22 @@ def least_confident(
 
 def main(argv=None):
     run = start(Args, argv)
-    args, images, round_ends = run.args, run.resident(run.queryable), [*sorted(milestones(run.args)), run.args.epochs]
+    args, images = run.args, run.resident(run.queryable)
     weights = torch.arange(*WEIGHTS, device=run.device)
     n_first, n_mixes = min(args.first, len(images)), args.queries
     if args.query_budget:
         remaining = run.purchases.clip_to_budget(args.query_budget)
         n_first = min(n_first, max(2, remaining // 2))
-        n_mixes = min(n_mixes, (remaining if args.transfer else remaining - n_first) // max(1, len(round_ends) - 1))
+        n_mixes = min(n_mixes, (remaining if args.transfer else remaining - n_first) // max(1, args.rounds))
 
-    rounds, possible = len(round_ends) - 1, len(images) * (len(images) - 1) // 2
-    if rounds * n_mixes > possible:
-        say(f"{len(images):,} images make {possible:,} pairs: {possible // rounds:,} mixes are bought in each round, not {n_mixes:,}")
-        n_mixes = possible // rounds
+    possible = len(images) * (len(images) - 1) // 2
+    if args.rounds * n_mixes > possible:
+        say(f"{len(images):,} images make {possible:,} pairs: {possible // args.rounds:,} mixes are bought in each round, not {n_mixes:,}")
+        n_mixes = possible // args.rounds
     if len(images) < 2:
         raise UsageError(f"AM mixes pairs of images, and there is {len(images)}; use a larger --lamda")
 
-    def plan_mixes(g):  # the purchase at a milestone: the mixes that the student is least confident about
+    def plan_mixes(g):  # the purchase of a round: the mixes that the student is least confident about
         bought_pairs = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
         n_pairs, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)
         with allocating("the pairs of images", "--pairs", "--lamda"):
@@ -104,10 +116,11 @@ def main(argv=None):
         return {"ce": F.cross_entropy(run.student(x), probabilities(t, run.teacher.hard))}
 
     bought = run.buy(run.random_plan(n_first))
-    for until in round_ends:
-        run.fit(run.batches(bought), loss, until=until)
-        if until < args.epochs and n_mixes:
+    for number in range(1, args.rounds + 1):
+        run.fit(run.batches(bought), loss, until=number * args.round_epochs())
+        if n_mixes:
             bought = run.buy(plan_mixes)
+    run.fit(run.batches(bought), loss)
     return run.finish()
 
 

@@ -18,7 +18,7 @@ from common.transfer import Transfer
 QUICK = {"epochs": 2, "lamda": 0.2}
 RESPONSE = {"DB3KD": "hard", "ZSDB3KD": "hard", "GDA": "logits"}
 BUYERS = [n for n in SCRIPTS if n not in ("teacher", "CE", "DCGAN", "DAFL", "AEAHL")]
-FEW = {"MEKD": {"queries": 120, "steps": 2}, "AM": {"first": 60, "queries": 30, "pairs": 200}, "KN": {"budget": 0.5}}
+FEW = {"MEKD": {"queries": 120, "steps": 2}, "AM": {"first": 60, "queries": 30, "pairs": 200, "epochs": 4}, "KN": {"budget": 0.5}}
 FEW["ZSDB3KD"] = {"samples": 6, "iterations": 1, "sr_mode": "sd"}
 
 
@@ -33,7 +33,7 @@ def asks_nothing(monkeypatch):
 @pytest.mark.parametrize("name", BUYERS)
 def test_every_method_leaves_its_answers_and_another_run_needs_no_query(name, script, monkeypatch):
     few = FEW.get(name, {})
-    first = script(name, **QUICK, **few)
+    first = script(name, **QUICK | few)
     path = file_of(script.home, name)
     kept = Transfer(path)
     assert kept.about["counts"] == {k: first[k] for k in kept.about["counts"]} and kept.about["dataset"] == "Digits"

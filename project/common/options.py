@@ -135,6 +135,10 @@ class Base(DataOptions):
     lr_min: float = opt(0.0, "learning rate at the end of the cosine schedule", ge=0)
     eval_every: int = opt(1, "number of epochs between evaluations; the last epoch is always evaluated", ge=1)
 
+    def round_epochs(self) -> int:
+        """Number of epochs after which the learning-rate schedule starts anew."""
+        return self.epochs
+
     def validate(self) -> None:
         super().validate()
         if self.nesterov and not self.momentum:
@@ -216,6 +220,12 @@ class KLOptions(TransferOptions):
     GROUP: ClassVar = "method"
 
     kl_scale: Scale = opt("t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1")
+    standardise: bool = opt(False, "standardise the logits of each image before the KL term (logit standardisation)")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.standardise and self.response == "hard":
+            raise UsageError("--standardise with --response hard: a class has no logits to standardise; use soft answers, or leave it out")
 
 
 def check_normalisation(value: str, option: str) -> None:
@@ -293,7 +303,7 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
 
 # ---- options as a result keeps them
 
-BEFORE = {"weights_init": "fan_out"}  # what runs did that were saved before there was the option
+BEFORE = {"weights_init": "fan_out", "rounds": 0}  # what runs did that were saved before there was the option
 
 
 def settings(args: RunOptions) -> dict[str, Any]:

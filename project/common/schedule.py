@@ -10,7 +10,7 @@ from .options import Base
 
 
 def milestones(args: Base) -> list[int]:
-    """The epochs after which the learning rate falls, from `80,160` or fractions of --epochs such as `1/3,0.75`; UsageError for others."""
+    """The epochs after which the learning rate falls, from `80,160` or fractions such as `1/3,0.75` of a round; UsageError for others."""
     try:
         marks = [m.strip() for m in args.milestones.split(",") if m.strip()]
         values = [float(m.partition("/")[0]) / float(m.partition("/")[2] or 1) for m in marks]
@@ -18,15 +18,20 @@ def milestones(args: Base) -> list[int]:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"--milestones {args.milestones}: give epochs such as 80,160, or fractions such as 1/3,2/3") from None
-    return [round(v * args.epochs) if v < 1 else round(v) for v in values]
+    return [round(v * args.round_epochs()) if v < 1 else round(v) for v in values]
 
 
 def lr_at(args: Base, epoch: int) -> float:
-    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm."""
+    """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm.
+
+    It starts anew in each round of `args.round_epochs()` epochs.
+    """
+    length = args.round_epochs()
+    epoch = (epoch - 1) % length + 1
     if epoch <= args.lr_warmup:
         return args.LR_START + (epoch - 1) * (args.lr - args.LR_START) / args.lr_warmup
     if args.schedule == "cosine":
-        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / args.epochs))
+        return args.lr_min + (args.lr - args.lr_min) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / length))
     return args.lr * args.gamma ** sum(epoch > m for m in milestones(args))
 
 
