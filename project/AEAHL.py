@@ -17,8 +17,9 @@ Differs:
   - The accuracy is that of the last epoch (released: of the best epoch on test images).
   - A saved generator has the batch-norm statistics of its own images (released: initial statistics).
   - --epochs does not include the warm-up. The cosine schedule ends at 0 (released: 2e-4).
-  - --preset cmi contrasts the teacher's features directly (CMI: behind a learned head).
-  - --preset dfq, zskt and dafl show the student new images at each step, from the generator in training mode.
+  - --preset dfq and zskt maximise the divergence of student and teacher (released: of the teacher and itself, which is 0).
+  - --preset cmi keeps features of 4,096 earlier images (released: of 40,960), also for ResNet34 of all batch-norm layers.
+  - --preset adi shifts and mirrors a batch only if --augment mirrors images; its L2 prior has weight 0, as in the released code.
 """
 
 from common.cli import allocating, cli
@@ -26,15 +27,19 @@ from common.cli import allocating, cli
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 
 from common.aeahl.attack import Attack
-from common.aeahl.inversion import BatchNormHooks, FeatureBank, contrastive_loss, disagreement
+from common.aeahl.inversion import BatchNormHooks, Contrast, InstanceMeans, disagreement, js, norms_of, rolled, total_variation
 from common.aeahl.reuse import ReuseOptions, make_generator, nets_to_keep
 from common.aeahl.synthesis import ADAPTING, Synthesiser, save_pictures
+from common.augment import random_boxes, resized_crop
 from common.losses import balance, kl
 from common.options import opt
 from common.run import start
+
+PART = 0.25, 1.0  # smallest and largest area of a part of an image in the contrastive term, as a fraction
 
 
 @dataclass
@@ -65,24 +70,41 @@ def main(argv=None):
     args, teacher, student, view = run.args, run.teacher, run.student, run.data.view
     with allocating("the generator", "--ngf", "--latent", "--img_size"):
         G, lr_factors = make_generator(run)
-    taps, bank = BatchNormHooks(teacher.norms() if args.w_bn else [], 0.9 if args.meta in ADAPTING else 0.0), FeatureBank()
+    taps = BatchNormHooks(teacher.norms() if args.w_bn else [], 0.9 if args.meta in ADAPTING else 0.0)
+    student_taps = BatchNormHooks(norms_of(student) if args.w_sbn else [], 0.0)
+    means = InstanceMeans(teacher.norms() if args.w_cr else [])
+    contrast = Contrast(means.width, args.lr_g, run.device) if args.w_cr else None
     attack = Attack(run) if args.hard_loss and args.aea else None
+    flips = args.augment == "crop_flip"
+
+    def part_features(images):  # of the teacher, for random parts of the images
+        n = len(images)
+        mirrored = (torch.rand(n, device=run.device) < 0.5) & flips
+        box = random_boxes(n, run.data.shape[-1], PART, device=run.device)
+        with means:
+            teacher.inside(view(resized_crop(images, box, mirrored, torch.zeros_like(mirrored))))
+        return means.features
 
     def synthesis_loss(images, target):  # images (B, C, H, W) in [0, 1], target classes (B,)
-        x = view(images, args.augment)
-        with taps:
+        x = view(rolled(images, flips)) if args.generator == "pixels" else view(images, args.augment)
+        with taps, means:
             t, f = teacher.inside(x)  # (B, K), (B, F)
+        weights, whole = syn.weights(), means.features if contrast else None
+        with student_taps:
+            s = student(x) if {"adv", "sbn"} & weights.keys() else None
         terms = {
             "bn": taps.loss,
             "oh": lambda: F.cross_entropy(t, target if args.wanted == "drawn" else t.argmax(1)),
-            "adv": lambda: -disagreement(student(x), t, args.images == "pool"),
+            "adv": lambda: -js(s, t) if args.adv == "js" else -disagreement(s, t, args.images == "pool"),
             "even": lambda: balance(t),
             "act": lambda: -f.abs().mean(),
-            "cr": lambda: contrastive_loss(f, teacher.inside(view(images, args.augment))[1], bank),
+            "cr": lambda: contrast(whole, part_features(images)),
+            "sbn": lambda: -student_taps.loss(),
+            "tv": lambda: total_variation(view(images)),
         }
         if attack and (args.aea_compat or syn.step >= syn.steps - args.gap_steps):
             attack.learn(x.detach(), t.detach())
-        return {name: weight * terms[name]() for name, weight in syn.weights().items()}
+        return {name: weight * terms[name]() for name, weight in weights.items()}
 
     def loss(x, t, y=None):  # images (B, C, H, W), the teacher's logits (B, K), hard labels (B,)
         s = student(x)
@@ -91,7 +113,7 @@ def main(argv=None):
         hard = F.cross_entropy(s, t.argmax(1) if y is None else y)
         return {"kl": args.alpha * kl(s, t, args.temperature), "hard": args.beta * hard}
 
-    syn = Synthesiser(run, G, synthesis_loss, taps, lr_factors, attack, bank)
+    syn = Synthesiser(run, G, synthesis_loss, taps, lr_factors, attack, contrast)
     more = {"attack": attack} if attack else {}
     run.fit(syn, loss, evaluate=lambda: run.accuracy() | syn.log() | (attack.log() if attack else {}), synthesis=syn, **more)
     save_pictures(run, syn, args.export)

@@ -65,7 +65,7 @@ def main(argv=None):
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         s = run.student(x)  # (B, K)
         student_term, critic_term = adversarial(critic, s, t)
-        kl_term = kl(s, t, args.temperature, args.kl_scale)
+        kl_term = kl(s, t, args.temperature, args.kl_scale, standard=args.standardise)
         return {"kl": args.w_kl * kl_term, "adv": args.w_adv * student_term, "critic": critic_term}
 
     run.fit(run.asked(), loss, [torch.optim.Adam(critic.parameters(), args.lr_critic)], critic=critic)

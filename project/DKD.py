@@ -40,7 +40,7 @@ def main(argv=None):
     args = run.args
 
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
-        target, others = dkd(run.student(x), t, args.temperature, args.kl_scale)
+        target, others = dkd(run.student(x), t, args.temperature, args.kl_scale, standard=args.standardise)
         rise = warm_up(run.epoch, args.warmup)
         return {"target": rise * args.alpha * target, "others": rise * args.beta * others}
 

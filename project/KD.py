@@ -30,7 +30,7 @@ def main(argv=None):
     args, student = run.args, run.student
 
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
-        return {"kl": kl(student(x), t, args.temperature, args.kl_scale, run.teacher.hard)}
+        return {"kl": kl(student(x), t, args.temperature, args.kl_scale, run.teacher.hard, args.standardise)}
 
     run.fit(run.asked(), loss)
     return run.finish()

@@ -96,7 +96,7 @@ def main(argv=None):
         return {"index": images.index[p.multinomial(n * (i + 1) // rounds - len(bought_index), generator=g).sort().values]}
 
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
-        return {"kl": kl(run.student(x), t, args.temperature, args.kl_scale, hard)}
+        return {"kl": kl(run.student(x), t, args.temperature, args.kl_scale, hard, args.standardise)}
 
     for i in range(rounds):  # the purchases of the adaptive selection are in the first sixth of the epochs
         bought = run.buy(plan)

@@ -90,7 +90,7 @@ def main(argv=None):
         difference = G(centred(s) / args.gen_t) - image  # (B, C, H, W)
         return {
             "image": args.w_f * (difference.abs().mean() if args.F == "1" else difference.square().mean()),
-            "kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale, teacher.hard),
+            "kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale, teacher.hard, args.standardise),
         }
 
     if args.queries or args.transfer or teacher.allowance < n_fresh:  # not what is left: a resumed run goes on as it began

@@ -49,7 +49,7 @@ class Args(FewShotOptions):
     )
     response: str = "inside"
     init: str = opt("", "checkpoint file that the student starts from, instead of the one from fewshot_classifier.py")
-    w_sk: float = 0.24
+    w_sk: float = 30.0
     shot: int = opt(1, "number of labelled images per class in a training episode", ge=1)
     episodes: int = opt(4, "number of training episodes per step", ge=1)
     steps: int = opt(200, "number of steps per epoch", ge=1)

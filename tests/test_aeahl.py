@@ -13,7 +13,7 @@ from conftest import killed_after
 
 from common.aeahl.attack import Attack
 from common.aeahl.inversion import BatchNormHooks
-from common.aeahl.nets import Fusion, Perturbation, recalibrate
+from common.aeahl.nets import Fusion, Perturbation, Pixels, recalibrate
 from common.aeahl.pool import Pool, read_pool
 from common.aeahl.reuse import make_generator
 from common.aeahl.synthesis import Synthesiser
@@ -98,7 +98,39 @@ def test_a_recalibrated_generator_makes_the_same_images_in_evaluation_mode():
         )
 
 
+def test_pixels_are_drawn_in_normalised_units_and_stay_in_the_range_of_pixels():
+    torch.manual_seed(0)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+    net = Pixels(64, (3, 8, 8), mean, std)
+    assert net.u.std().item() == pytest.approx(1, abs=0.05)
+    x = net(None)
+    assert x.min() == 0 and x.max() == 1 and x.requires_grad
+    assert torch.allclose(net.u, (x - mean) / std, atol=1e-6)
+
+
 # ---- the synthesis
+
+
+def test_fastdfkd_draws_the_generators_first_layers_anew_at_its_call(opened):
+    run = opened(generator="single", reset_at=2, lr_g_meta=1e-9)
+    syn = synthesiser(run)
+    syn.synthesise()
+    before = copy_of(syn.G)
+    syn.synthesise()
+    assert moved(before, syn.G, "linear.weight") > 0.01 and moved(before, syn.G, "blocks") < 1e-6
+    assert syn.G.linear.weight.std().item() == pytest.approx(0.02, rel=0.1) and syn.G.linear.bias.abs().max() < 1e-6
+    assert abs(syn.G.bn.weight.mean().item()) < 0.02  # around 0, as released
+
+
+def test_a_fresh_generator_begins_each_synthesis_from_the_weights_of_cmi(opened):
+    run = opened(generator="single", meta="fresh", lr_g=1e-9, images="pool")
+    syn = synthesiser(run)
+    syn.synthesise()
+    first = copy_of(syn.G)
+    syn.synthesise()
+    assert moved(first, syn.G, "linear.weight") > 0.01 and syn.G.linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert syn.G.blocks[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert syn.G.bn.weight.mean().item() == pytest.approx(1, abs=0.02) and syn.G.linear.bias.abs().max() < 1e-6
 
 
 def test_a_synthesis_moves_the_generator_once_and_neither_teacher_nor_student(opened):
@@ -412,9 +444,6 @@ def test_presets_follow_from_method_teacher_and_data_set_and_yield_to_what_is_gi
         3e-3,
         1,
     )
-    a = of("--preset", "dfq", "--teacher", "WRN40_2")
-    assert (a.generator, a.meta, a.w_adv, a.w_even, a.w_oh, a.kd_steps, a.images, a.lr) == ("single", "none", 1, 20, 1, 10, "fresh", 0.1)
-    assert of("--preset", "dfq", "--lr", "0.3").lr == 0.3
     assert of("--hl").hard_loss and of("--hard-loss").hard_loss and not of("--no_hard_loss").hard_loss
     assert not of("--no_aea").aea and not of("--no-eval").eval and not of("--no_require_flip").require_flip
 
@@ -425,7 +454,7 @@ def test_every_preset_goes_through(preset, script):
     result = script("AEAHL", **SMALL | steps | {"preset": preset, "tag": preset})
     assert result["bytes"] == result["private"] == 0 and result["images"] == 0
     assert {k for k in result["log"] if k.startswith("syn_")} == {
-        f"syn_{n}" for n in {"fastdfkd": ("bn", "oh", "adv"), "cmi": ("bn", "oh", "adv", "cr"), "adi": ("bn", "oh", "adv"),
+        f"syn_{n}" for n in {"fastdfkd": ("bn", "oh", "adv"), "cmi": ("bn", "oh", "adv", "cr"), "adi": ("bn", "oh", "adv", "sbn", "tv"),
                              "dfq": ("bn", "oh", "adv", "even"), "zskt": ("adv",), "dafl": ("oh", "even", "act")}[preset]
     }  # fmt: skip
 

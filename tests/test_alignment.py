@@ -133,12 +133,8 @@ def base(name, **options):
     return {k: v.item() for k, v in BASES[name](S, T, Y, args, options.pop("epoch", 0)).items()}
 
 
-def test_golden_numbers_of_the_bases():
-    near = lambda v: pytest.approx(v, abs=1e-9)  # noqa: E731
-    assert base("kd") == {"kd": near(1.43557908655)} and base("kd", t=1.0) == {"kd": near(1.17957675391)} and base("none") == {}
-    assert base("dkd", dkd_warmup=0, dkd_beta=1.0) == {"target": near(1.10326653805), "others": near(0.57125642431)}
-    assert base("dist", t=1.0, dist_beta=1.0, dist_gamma=1.0) == {"inter": near(1.18561503663), "intra": near(1.19403899446)}
-    assert base("adaptconf") == {"kd": near(1.37628863293), "own": near(0.03390172084)}
+def test_a_base_without_a_term():
+    assert base("none") == {} and base("kd", t=1.0) == {"kd": pytest.approx(1.17957675391, abs=1e-9)}
 
 
 def test_shares_rise_and_stay_where_they_may():
@@ -177,20 +173,100 @@ def test_dist_sees_no_affine_maps_of_probabilities_and_no_shift_of_logits():
 
 def test_mlkd_is_its_formula_and_nothing_for_equal_logits():
     args, got = parse(GDA.Args, []), {"kd": 0.0, "batch": 0.0, "class": 0.0}
+    strong = S.flip(1) / 2, T + S / 3
     for tau in (2.0, 3.0, 4.0, 5.0, 6.0):
         p, q = ((u / tau).softmax(1) for u in (S, T))
-        got["kd"] += kl(S, T, tau).item()
+        got["kd"] += kl(S, T, tau).item() / 2 + kl(*strong, tau).item()
         n, k = S.shape
         got["batch"] += sum((p[i] @ p[j] - q[i] @ q[j]).item() ** 2 for i in range(n) for j in range(n)) / n / 2
         got["class"] += sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]).item() ** 2 for i in range(k) for j in range(k)) / k / 2
-    terms = BASES["mlkd"](S, T, Y, args, 0)
+    terms = BASES["mlkd"](S, T, Y, args, 0, strong)
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(got)
+    once, twice = (BASES["mlkd"](S, T, Y, args, 0, *more) for more in ((), ((S, T),)))
+    assert all(torch.equal(once[k], twice[k]) for k in once)  # one view stands for both
+    assert once["kd"].item() == pytest.approx(1.5 * sum(kl(S, T, tau).item() for tau in (2, 3, 4, 5, 6)))
     assert all(v.item() == pytest.approx(0, abs=1e-12) for v in BASES["mlkd"](S + 3, S, Y, args, 0).values())  # no shift counts
-    standard = parse(GDA.Args, ["--standardise"])
-    assert all(v.item() == pytest.approx(0, abs=1e-9) for v in BASES["mlkd"](4 * S, S, Y, standard, 0).values())  # and no scale
 
 
-@pytest.mark.parametrize("base", ["kd", "dkd", "dist", "mlkd", "adaptconf"])
+def test_logit_standardisation_changes_the_kl_terms_alone():
+    plain, standard = parse(GDA.Args, []), parse(GDA.Args, ["--standardise"])
+    for name in ("kd", "dkd", "rld", "mlkd"):
+        raw, other, scaled = (
+            {k: v.item() for k, v in BASES[name](*pair, Y, args, 20).items()}
+            for pair, args in (((S, T), plain), ((S, T), standard), ((4 * S + 1, T), standard))
+        )
+        kept = {"batch", "class"} & raw.keys()
+        assert all(raw[k] == other[k] for k in kept) and all(raw[k] != other[k] for k in raw.keys() - kept)
+        assert all(scaled[k] == pytest.approx(other[k]) for k in raw.keys() - kept)  # no scale and no shift of the logits counts
+    z, w = standardise(S), standardise(T)
+    assert BASES["kd"](S, T, Y, standard, 0)["kd"].item() == pytest.approx(kl(z, w, 4.0).item())
+
+
+def naive_rld(s, t, y, tau):
+    """[confidence, masked] of RLD, image by image, as the paper writes them."""
+    found = []
+    for a, b, k in zip(s, t, y, strict=True):
+        p, q, top = (a / tau).softmax(0), (b / tau).softmax(0), int(b.argmax())
+        two = [(q[top], p[k]), (1 - q[top], 1 - p[k])]
+        below = [i for i in range(len(a)) if b[i] < b[k]]
+        u, v = ((x[below] / tau).softmax(0) for x in (a, b))
+        found.append((sum(x * (x / y).log() for x, y in two), sum(v * (v / u).log()) if below else torch.zeros(()).double()))
+    return [tau**2 * torch.stack(c).mean().item() for c in zip(*found, strict=True)]
+
+
+def test_rld_is_its_formula_and_rises():
+    y = torch.tensor([1, 2, 2])  # of the first image, the teacher ranks the label second; of the second, the label shares the second place
+    args = parse(GDA.Args, ["--dkd_beta", "8"])
+    got = [v.item() for v in BASES["rld"](S, T, y, args, 20).values()]
+    confidence, masked = naive_rld(S, T, y, 4.0)
+    assert got == pytest.approx([confidence, 8 * masked])
+    assert [v.item() for v in BASES["rld"](S, T, y, args, 9).values()] == pytest.approx([v / 2 for v in got])
+    last = T.argmin(1)  # nothing is ranked below
+    s = S.clone().requires_grad_()
+    masked = BASES["rld"](s, T, last, args, 20)["masked"]
+    masked.backward()
+    assert masked == 0 and (s.grad == 0).all()
+    right = BASES["rld"](S, T, T.argmax(1), args, 20)  # where the teacher is right, RLD is DKD
+    assert [v.item() for v in right.values()] == pytest.approx([v.item() for v in BASES["dkd"](S, T, T.argmax(1), args, 20).values()])
+
+
+def test_adaptconf_rises_over_a_quarter_of_the_epochs_in_few_shot_learning():
+    import fewshot_classifier
+
+    args = parse(fewshot_classifier.Args, ["--base", "adaptconf", "--epochs", "40"])
+    whole = BASES["adaptconf"](S, T, Y, args, 39)["own"].item()
+    own = [BASES["adaptconf"](S, T, Y, args, e)["own"].item() for e in (0, 4, 8, 9)]
+    assert own == pytest.approx([whole * v for v in (0.1, 0.5, 0.9, 1)])
+
+
+# terms for S, T and Y, computed from the papers' formulas in float64
+GOLDEN = {
+    "kd": ({}, {"kd": 1.43557908655}),
+    "dkd": ({"dkd_beta": 1.0, "kd_warmup": 0}, {"target": 1.10326653805, "others": 0.57125642431}),
+    "dist": ({"t": 1.0, "dist_beta": 1.0, "dist_gamma": 1.0}, {"inter": 1.18561503663, "intra": 1.19403899446}),
+    "adaptconf": ({}, {"kd": 1.37628863293, "own": 0.03390172084}),
+    "rld": ({"dkd_beta": 1.0, "kd_warmup": 0}, {"confidence": 1.10326653805, "masked": 0.57125642431}),
+    "mlkd": ({}, {"kd": 10.731796374892, "batch": 0.008476380245, "class": 0.015211181466}),
+    "augconf": ({}, {"kd": 1.43557908655, "own": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_values_and_their_gradients(name):
+    """The gradients are compared with central differences."""
+    options, wanted = GOLDEN[name]
+    args = parse(GDA.Args, flags(**options))
+    total = lambda s: sum(BASES[name](s, T, Y, args, 0).values())  # noqa: E731
+    assert {k: v.item() for k, v in BASES[name](S, T, Y, args, 0).items()} == pytest.approx(wanted, abs=1e-9)
+    s = S.clone().requires_grad_()
+    total(s).backward()
+    if name != "adaptconf":  # its weight has no gradient: see above
+        steps = 1e-6 * torch.eye(S.numel(), dtype=torch.double).view(-1, *S.shape)
+        slopes = torch.stack([(total(S + d) - total(S - d)) / 2e-6 for d in steps]).view_as(S)
+        assert torch.allclose(s.grad, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["kd", "dkd", "rld", "dist", "mlkd", "adaptconf"])
 def test_losses_are_as_exact_where_nets_compute_in_bfloat16(base):
     args, s, t = parse(GDA.Args, ["--base", base]), S.float(), T.float()
     plain = distillation_terms(s, t, Y, args, 0)
@@ -207,7 +283,7 @@ def test_mixed_labels_count_for_dkd_as_their_largest():
 # ---- the script
 
 
-@pytest.mark.parametrize("name", ["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"])
+@pytest.mark.parametrize("name", ["none", "kd", "dkd", "rld", "dist", "mlkd", "augconf", "adaptconf"])
 def test_the_terms_are_the_same_for_every_base_and_absent_where_not_wanted(name, script):
     common = {"epochs": 1, "lamda": 0.2, "base": name, "batch_size": 300, "lr": 1e-9}
     on, off = script("GDA", **common)["log"], script("GDA", **common | {"gda": False, "tag": "off"})["log"]
@@ -217,26 +293,36 @@ def test_the_terms_are_the_same_for_every_base_and_absent_where_not_wanted(name,
     assert "sk" not in script("GDA", **common | {"w_sk": 0, "tag": "fr"})["log"]
 
 
-def test_the_benchmarks_settings_follow_from_base_and_pair():
-    def of(*argv):
-        return parse(GDA.Args, ["--preset", "mdistiller", *argv])
-
-    a = of("--teacher", "resnet56", "--base", "dkd")
-    assert (a.batch_size, a.lr, a.milestones, a.augment, a.w_gt, a.w_kd, a.dkd_beta) == (64, 0.05, "150,180,210", "crop_flip", 1, 1, 2)
-    assert (a.w_fr, a.w_sk) == (0.01, 6.4) and (of().w_fr, of().w_sk) == (0.001, 0.64)  # 0.02 and 12.8 where the cross-entropy weighs 2
-    a = of("--teacher", "ResNet32x4", "--student", "ShuffleNetV1", "--w_kd", "3")
-    assert (a.lr, a.w_gt, a.w_kd, a.dkd_beta) == (0.01, 0.1, 3, 8) and parse(GDA.Args, []).w_gt == 2
+def test_gdas_weights_keep_their_ratio_to_the_cross_entropy():
+    for base in ("kd", "dkd", "mlkd", "none"):
+        a = parse(GDA.Args, ["--preset", "mdistiller", "--base", base])
+        assert (a.w_fr / a.w_gt, a.w_sk / a.w_gt) == (pytest.approx(0.02 / 2), pytest.approx(12.8 / 2))
 
 
-def test_the_released_scripts_settings():
-    a = parse(GDA.Args, ["--preset", "timm", "--epochs", "100"])
-    assert (a.lr, a.lr_min, a.lr_warmup, a.schedule, a.nesterov, a.decay, a.zoom) == (0.2, 2e-3, 10, "cosine", True, "weights", True)
-    assert (a.augment, a.batch_size, a.w_gt, a.w_sk) == ("resized_crop", 128, 2, 12.8)
+def test_the_sinkhorn_term_of_parity_is_the_released_sum():
     a = parse(GDA.Args, ["--preset", "parity"])
-    assert (a.w_sk, a.sk_tolerance, a.w_fr, a.temperature, a.epochs, a.batch_size, a.ranks) == (12.8, 0, 0.02, 4, 240, 768, 6)
     s, t = torch.randn(128, 10), torch.randn(128, 10)
     term = sinkhorn(s, t, tolerance=0.0).item() * len(s)  # released: 0.1 of the sum over the 128 images of a GPU
     assert alignment_terms(s, t, a)["sk"].item() == pytest.approx(0.1 * term, rel=1e-6)
+
+
+def test_mlkd_sees_a_weak_and_a_strong_view_of_the_same_images(script, monkeypatch):
+    from common.purchases import Purchases
+
+    seen, whole = [], Purchases.two_views
+
+    def noted(self, *rows):
+        batches = whole(self, *rows)
+        seen.extend(next(iter(batches)) for _ in range(1))
+        return batches
+
+    monkeypatch.setattr(Purchases, "two_views", noted)
+    result = script("GDA", epochs=2, lamda=0.2, base="mlkd", gda=False, batch_size=64, augment="crop")
+    weak, t, y, strong, t2 = seen[0]
+    assert weak.shape == strong.shape == (64, 1, 8, 8) and t.shape == t2.shape == (64, 10) and len(y) == 64
+    assert not torch.equal(weak, strong) and result["queries"] == 2 * 2 * 259 + 128
+    one = script("GDA", epochs=2, lamda=0.2, base="mlkd", gda=False, batch_size=64, augment="crop", views="1", tag="one")
+    assert one["queries"] == 2 * 259
 
 
 @pytest.mark.parametrize("more", [{"preset": "parity"}, {"preset": "timm", "augment": "auto", "mixup": 0.2}, {"mixup": 0.1, "base": "dkd"}])

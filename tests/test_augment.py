@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from common import augment
-from common.augment import APPLY, OPERATIONS, POLICY, auto_augment, mixup, random_boxes, resized_crop
+from common.augment import APPLY, BLENDED, OPERATIONS, POLICY, RAND, auto_augment, mixup, rand_augment, random_boxes, resized_crop
 from common.blackbox import Remembered
 from common.datasets import Images, load, zoomed
 from common.options import Base, TransferOptions, parse
@@ -69,7 +69,7 @@ def test_the_policy_is_the_librarys():
         assert (mine[0], float(mine[1]), mine[3], float(mine[4])) == (a, p, b, q)
         for name, level, other in ((a, mine[2], la), (b, mine[5], lb)):
             assert other is None or float(level) == other or name in ("Invert", "Equalize", "AutoContrast")
-    assert set(OPERATIONS) == set(APPLY)
+    assert set(OPERATIONS) | set(RAND) == set(APPLY)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_the_policy_is_the_librarys():
         ("Equalize", 0.5, ImageOps.equalize),
         ("Solarize", 0.5, lambda image: ImageOps.solarize(image, 128)),
         ("Posterize", 0.5, lambda image: ImageOps.posterize(image, 6)),
+        ("Brightness", 0.2, lambda image: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * 0.2)),
         ("Color", 0.8, lambda image: ImageEnhance.Color(image).enhance(0.1 + 1.8 * 0.8)),
         ("Contrast", 0.8, lambda image: ImageEnhance.Contrast(image).enhance(0.1 + 1.8 * 0.8)),
         ("Sharpness", 0.7, lambda image: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * 0.7)),
@@ -111,6 +112,35 @@ def test_autoaugment_changes_each_image_in_its_own_way(x):
     distinct = len({row.numpy().tobytes() for row in got})
     assert 60 < distinct <= 200  # its levels have noise; some pairs do nothing
     assert auto_augment(x[:, :1]).shape == (6, 1, 32, 32)
+
+
+def test_shifts_are_whole_pixels_of_the_image(x):
+    fill = torch.tensor(augment.FILL).view(1, 3, 1, 1)
+    for name, dim in (("TranslateX", 3), ("TranslateY", 2)):
+        got = APPLY[name](x, torch.full((6,), 10 / 32 / 0.3), torch.ones(6))
+        assert torch.allclose(got.narrow(dim, 0, 22), x.narrow(dim, 10, 22), atol=1e-5)
+        assert torch.allclose(got.narrow(dim, 22, 10), fill.expand_as(got.narrow(dim, 22, 10)), atol=1e-5)
+    turned = APPLY["ShearX"](x.transpose(2, 3), torch.full((6,), 0.5), torch.ones(6)).transpose(2, 3)
+    assert torch.allclose(APPLY["ShearY"](x, torch.full((6,), 0.5), torch.ones(6)), turned, atol=1e-5)
+
+
+def test_randaugment_applies_two_operations_of_its_list_and_a_grey_square(x, monkeypatch):
+    torch.manual_seed(0)
+    many, used = x[:1].expand(300, -1, -1, -1), []
+    got = rand_augment(many)
+    assert got.shape == many.shape and got.min() >= 0 and got.max() <= 1 and len({row.numpy().tobytes() for row in got}) > 250
+    assert rand_augment(x[:, :1]).shape == (6, 1, 32, 32)
+    for name in APPLY:
+        monkeypatch.setitem(APPLY, name, lambda x, strength, signs, name=name: used.extend([(name, v.item()) for v in strength]) or x)
+    black = torch.zeros(300, 3, 64, 64)
+    grey = rand_augment(black) > 0
+    assert {name for name, _ in used} == set(RAND) and len(used) == 600
+    factors = [0.1 + 1.8 * v for name, v in used if name in BLENDED]
+    assert min(factors) > 0.049 and max(factors) < 0.951 and all(0 <= v <= 1 for name, v in used if name not in BLENDED)
+    sides = grey.any(3).sum(2)[:, 0], grey.any(2).sum(2)[:, 0]
+    assert (
+        max(s.max() for s in sides) <= 33 and 0.1 < grey[:, 0].float().mean() / (1 / 12) < 1.1
+    )  # side^2 is 1/12 on average, less the edges
 
 
 def test_mixup():

@@ -49,10 +49,28 @@ def test_parts_of_one_image_are_left_out_and_too_many_parts_refused(script):
         script("GDA", epochs=1, lamda=0.2, batch_size=11, ranks=6)
 
 
-@pytest.mark.parametrize("base", ["dkd", "dist", "augconf", "adaptconf"])
+@pytest.mark.parametrize("base", ["dist", "augconf", "adaptconf"])
 def test_standardise_is_refused_where_it_would_change_nothing(base):
-    with pytest.raises(UsageError, match=f"--standardise works with --base kd and mlkd, not with {base}"):
+    with pytest.raises(UsageError, match=f"--standardise works with --base kd, dkd, rld and mlkd, not with {base}"):
         parse(importlib.import_module("GDA").Args, ["--standardise", "--base", base])
+
+
+@pytest.mark.parametrize("name", ["KD", "AL", "KN", "MEKD"])
+def test_standardise_is_refused_with_classes(name):
+    with pytest.raises(UsageError, match="--standardise with --response hard: a class has no logits to standardise; use soft answers"):
+        parse(importlib.import_module(name).Args, ["--standardise", "--response", "hard"])
+
+
+@pytest.mark.parametrize("given", [["--mixup", "0.5"], ["--transfer", "x"], ["--cache", "--augment", "crop"]])
+def test_two_views_are_refused_where_answers_are_kept_or_images_mixed(given):
+    with pytest.raises(UsageError, match=f"{given[0]}.* with --base mlkd: its strong view is new at every step; use --views 1"):
+        parse(importlib.import_module("GDA").Args, ["--base", "mlkd", *given])
+    parse(importlib.import_module("GDA").Args, ["--base", "mlkd", "--views", "1", *given])
+
+
+def test_a_round_of_am_has_at_least_an_epoch():
+    with pytest.raises(UsageError, match="--epochs 3 with --rounds 3: the start and each round need at least one epoch; use --epochs 4"):
+        parse(importlib.import_module("AM").Args, ["--epochs", "3"])
 
 
 # ---- generators under another normalisation

@@ -76,6 +76,30 @@ def test_review_compares_at_several_scales():
     assert loss > 0 and all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["ResNet8", "ResNet50", "VGG8_BN", "ShuffleNetV1", "torchvision:resnet18"])
+def test_maps_before_the_last_relu_become_those_behind_it(name):
+    torch.manual_seed(0)
+    net = build(name, 10, (3, 32, 32)).eval()
+    behind, before = (Stages(net, (3, 32, 32), "cpu", before_relu) for before_relu in (False, True))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for stages in (behind, before):
+            with stages:
+                net(x)
+    assert all(torch.equal(a, b.relu()) and b.min() < 0 for a, b in zip(behind.seen, before.seen, strict=True))
+
+
+def test_reviewkd_begins_with_the_weights_of_its_source_and_rises(script):
+    torch.manual_seed(0)
+    net = ReviewKD([(16, 32, 32), (64, 8, 8)], [(16, 32, 32), (64, 8, 8)], (64, 64), None)
+    for level in net.levels:
+        for conv in (level.enter[0], level.leave[0]):
+            assert conv.weight.std().item() == pytest.approx(conv.weight[0].numel() ** -0.5, rel=0.05)
+    common = {"epochs": 1, "lamda": 0.2, "base": "reviewkd", "response": "inside", "batch_size": 300, "lr": 1e-9, "gda": False}
+    full, half = (script("GDA", **common, kd_warmup=n, tag=f"w{n}")["log"]["review"] for n in (1, 2))
+    assert half == pytest.approx(full / 2)
+
+
 @pytest.mark.parametrize("name", ["fitnet", "rkd", "reviewkd"])
 def test_bases_of_features_train_and_go_on_where_they_were_killed(name, script, monkeypatch):
     options = {"epochs": 3, "lamda": 0.1, "base": name, "response": "inside", "gda": False, "model": "ResNet14"}

@@ -5,7 +5,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.aeahl.inversion import BANK_SIZE, BatchNormHooks, FeatureBank, Moments, contrastive_loss, disagreement
+from common.aeahl.inversion import (
+    BANK_SIZE,
+    BatchNormHooks,
+    Contrast,
+    InstanceMeans,
+    Moments,
+    disagreement,
+    js,
+    rolled,
+    total_variation,
+)
 from common.losses import balance, kl
 
 
@@ -110,12 +120,80 @@ def test_balance_is_least_where_all_classes_are_as_frequent():
     )
 
 
-def test_contrast_is_low_where_views_of_an_image_are_alike_and_looks_back():
-    f, bank = torch.eye(8), FeatureBank()
-    alike, mixed = contrastive_loss(f, f, bank, 0.1), contrastive_loss(f, f.roll(1, 0), bank, 0.1)
-    assert alike < 0.01 < 5 < mixed
-    bank.remember()
-    assert torch.equal(bank.features, f.roll(1, 0)) and contrastive_loss(f, f, bank, 0.1) > alike + 0.5
-    bank.features = torch.zeros(BANK_SIZE, 8)
-    bank.remember()
-    assert len(bank.features) == BANK_SIZE and torch.equal(bank.features[-8:], f)
+def test_contrast_is_its_formula_and_looks_back_at_the_best_images():
+    torch.manual_seed(0)
+    contrast = Contrast(8, 1e-2)
+    whole, part = torch.randn(4, 8), torch.randn(4, 8, requires_grad=True)
+
+    def naive(parts, wholes):
+        f, g = (F.normalize(contrast.head(u), dim=1) for u in (parts, wholes))
+        return torch.stack([-(f[i] @ g[i] / 0.2) + (f[i] @ g.T / 0.2).exp().sum().log() for i in range(len(f))])
+
+    loss = contrast(whole, part)
+    assert loss.item() == pytest.approx(naive(part, whole).mean().item(), abs=1e-5)
+    loss.backward()
+    assert part.grad.abs().sum() > 0
+    contrast.step(torch.tensor(True))
+    best = contrast.now
+    contrast(whole + 1, part.detach())
+    contrast.step(torch.tensor(False))  # a worse step
+    contrast.remember()
+    assert torch.equal(contrast.past, best) and torch.equal(best, torch.cat([part, whole], 1).detach())
+    each = naive(torch.cat([part, best[:, :8]]), torch.cat([whole, best[:, 8:]]))
+    assert contrast(whole, part).item() == pytest.approx((each[:4].mean() + each[4:].mean()).item(), abs=1e-5)
+    contrast.past, contrast.best = torch.zeros(BANK_SIZE, 16), best
+    contrast.remember()
+    assert len(contrast.past) == BANK_SIZE and torch.equal(contrast.past[-4:], best)
+
+
+def test_contrast_falls_as_its_head_learns():
+    torch.manual_seed(0)
+    contrast, whole = Contrast(8, 1e-2), torch.randn(16, 8)
+    losses = []
+    for _ in range(30):
+        loss = contrast(whole, whole + 0.1 * torch.randn(16, 8))
+        loss.backward()
+        contrast.step(torch.tensor(True))
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_jensen_shannon_is_zero_for_equal_logits_symmetric_and_its_formula():
+    torch.manual_seed(0)
+    s, t = torch.randn(5, 4, dtype=torch.double), torch.randn(5, 4, dtype=torch.double)
+    p, q = (s / 3).softmax(1), (t / 3).softmax(1)
+    m = (p + q) / 2
+    assert m.min() > 0.01  # nothing is clipped
+    naive = sum((m[i] * (m[i] / v[i]).log()).sum() for v in (p, q) for i in range(5)) / 10
+    assert js(s, t).item() == pytest.approx(naive.item(), rel=1e-9) == js(t, s).item()
+    assert js(s, s + 2).item() == pytest.approx(0, abs=1e-12) and torch.isfinite(js(1e4 * s, 1e4 * t))
+
+
+def test_total_variation_counts_four_directions():
+    x = torch.tensor([[0.0, 1.0], [2.0, 4.0]])[None, None]
+    assert total_variation(x).item() == pytest.approx((1 + 2) / 2 + (2 + 3) / 2 + 4 + 1)
+    assert total_variation(torch.full((2, 3, 4, 4), 0.3)) == 0
+
+
+def test_a_rolled_batch_holds_the_same_pixels_shifted_by_at_most_an_eighth():
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 16, 16)
+    shifts = [x.roll((i, j), (2, 3)) for i in range(-2, 3) for j in range(-2, 3)]
+
+    def which(y):
+        return [k for k, s in enumerate(shifts) if torch.equal(s, y)]
+
+    plain = [rolled(x, False) for _ in range(200)]
+    assert {k for y in plain for k in which(y)} == set(range(25)) and all(which(y) for y in plain)
+    flipped = [rolled(x, True) for _ in range(50)]
+    assert 10 < sum(bool(which(y)) for y in flipped) < 40 and all(which(y) or which(y.flip(3)) for y in flipped)
+
+
+def test_means_of_each_image():
+    layers, norms = net()
+    x, means = torch.randn(8, 3, 8, 8), InstanceMeans(norms)
+    with means:
+        layers(x)
+    a = layers[0](x)
+    b = layers[3](F.relu(layers[1](a)))
+    assert means.width == 9 and torch.allclose(means.features, torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1))

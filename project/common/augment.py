@@ -3,7 +3,8 @@
 Images are floats (B, C, H, W) in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +100,21 @@ OPERATIONS = sorted({policy[i] for policy in POLICY for i in (0, 3)})
 FILL = (129 / 255, 124 / 255, 112 / 255)  # colour outside of the image, for three channels
 
 
+# RandAugment as in MLKD's released code: two of these operations for each image, each with a strength from the interval, and a grey square
+RAND = {"AutoContrast": (0, 1), "Brightness": (0.05, 0.95), "Color": (0.05, 0.95), "Contrast": (0.05, 0.95), "Equalize": (0, 1)}
+RAND |= {"Identity": (0, 1), "Posterize": (0, 1), "Rotate": (0, 1), "Sharpness": (0.05, 0.95), "ShearX": (0, 1), "ShearY": (0, 1)}
+RAND |= {"Solarize": (0, 1), "TranslateX": (0, 1), "TranslateY": (0, 1)}
+BLENDED = ("Brightness", "Color", "Contrast", "Sharpness")  # operations whose interval is that of a factor
+
+
+def fill_colour(x: Tensor) -> Tensor:
+    """Returns FILL as (1, C, 1, 1), or its mean for images x that do not have three channels."""
+    return torch.tensor(FILL if x.shape[1] == 3 else [sum(FILL) / 3] * x.shape[1]).to(x.device, non_blocking=True).view(1, -1, 1, 1)
+
+
 def warp(x: Tensor, strength: Tensor, signs: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns x transformed by the affine matrices (B, 2, 3) that `matrix(strength * signs)` returns, bilinear, filled with FILL."""
-    fill = torch.tensor(FILL if x.shape[1] == 3 else [sum(FILL) / 3] * x.shape[1]).to(x.device, non_blocking=True).view(1, -1, 1, 1)
+    fill = fill_colour(x)
     grid = F.affine_grid(matrix(strength * signs), x.shape, align_corners=False)
     return F.grid_sample(x - fill, grid, align_corners=False) + fill
 
@@ -113,10 +126,18 @@ def rotation(strength: Tensor) -> Tensor:
     return torch.stack([torch.stack([a.cos(), -a.sin(), zero], 1), torch.stack([a.sin(), a.cos(), zero], 1)], 1)
 
 
-def shear(strength: Tensor) -> Tensor:
-    """Returns shear matrices (B, 2, 3) by strength (B,) times 0.3; the upper edge does not move."""
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return torch.stack([torch.stack([one, 0.3 * strength, 0.3 * strength], 1), torch.stack([zero, one, zero], 1)], 1)
+def shear(strength: Tensor, axis: int = 0) -> Tensor:
+    """Returns shear matrices (B, 2, 3) by strength (B,) times 0.3, along x (axis 0) or y (axis 1); the upper or left edge does not move."""
+    m = torch.eye(2, 3).repeat(len(strength), 1, 1).to(strength.device, non_blocking=True)
+    m[:, axis, 1 - axis] = m[:, axis, 2] = 0.3 * strength
+    return m
+
+
+def shift(strength: Tensor, axis: int) -> Tensor:
+    """Returns matrices (B, 2, 3) that shift along x (axis 0) or y (axis 1) by strength (B,) times 0.3 of the image's side."""
+    m = torch.eye(2, 3).repeat(len(strength), 1, 1).to(strength.device, non_blocking=True)
+    m[:, axis, 2] = 0.6 * strength
+    return m
 
 
 def blend(x: Tensor, other: Tensor, strength: Tensor) -> Tensor:
@@ -154,26 +175,63 @@ APPLY = {
     "Color": lambda x, strength, signs: blend(x, grey(x), strength),
     "Contrast": lambda x, strength, signs: blend(x, grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), strength),
     "Sharpness": lambda x, strength, signs: blend(x, smooth(x), strength),
+    "Brightness": lambda x, strength, signs: blend(x, torch.zeros_like(x), strength),
+    "Identity": lambda x, strength, signs: x,
+    "ShearY": lambda x, strength, signs: warp(x, strength, signs, partial(shear, axis=1)),
+    "TranslateX": lambda x, strength, signs: warp(x, strength, signs, partial(shift, axis=0)),
+    "TranslateY": lambda x, strength, signs: warp(x, strength, signs, partial(shift, axis=1)),
 }
+
+
+def apply_operations(x: Tensor, kind: Tensor, names: Sequence[str], strength: Tensor, signs: Tensor) -> Tensor:
+    """Returns the images x (B, C, H, W), each changed by the operation names[kind], or unchanged if its kind is -1.
+
+    kind, strength, signs: (B,), on the CPU, so that nothing waits for the device.
+    """
+    for k, name in enumerate(names):
+        if len(rows := (kind == k).nonzero()[:, 0]):
+            rows, *arguments = (v.to(x.device, non_blocking=True) for v in (rows, strength[rows], signs[rows]))
+            x = x.index_copy(0, rows, APPLY[name](x[rows], *arguments))
+    return x
+
+
+def random_signs(n: int) -> Tensor:
+    """Returns n random signs, -1 or 1."""
+    return 1 - 2.0 * (torch.rand(n) < 0.5)
 
 
 def auto_augment(x: Tensor, noise: float = 0.5) -> Tensor:
     """Returns the images x (B, C, H, W), augmented with AutoAugment's policy for ImageNet.
 
     Each image gets one of 25 pairs of operations; each operation is applied with its probability. Its level gets normal noise of
-    standard deviation `noise` and is clipped to [0, 10]. Random numbers are drawn on the CPU, so that nothing waits for the device.
+    standard deviation `noise` and is clipped to [0, 10].
     """
     table = torch.tensor([[[OPERATIONS.index(p[i]), float(p[i + 1]), float(p[i + 2])] for i in (0, 3)] for p in POLICY])
     drawn = table[torch.randint(len(POLICY), (len(x),))]  # (B, 2, 3)
     for kind, chance, level in (pair.unbind(1) for pair in drawn.unbind(1)):
         strength = (level + noise * torch.randn_like(level)).clamp(0, 10) / 10
-        signs = 1 - 2.0 * (torch.rand_like(level) < 0.5)
-        kind = torch.where(torch.rand_like(level) < chance, kind, -1.0)
-        for k, name in enumerate(OPERATIONS):
-            if len(rows := (kind == k).nonzero()[:, 0]):
-                rows, *arguments = (v.to(x.device, non_blocking=True) for v in (rows, strength[rows], signs[rows]))
-                x = x.index_copy(0, rows, APPLY[name](x[rows], *arguments))
+        signs = random_signs(len(x))
+        x = apply_operations(x, torch.where(torch.rand_like(level) < chance, kind, -1.0), OPERATIONS, strength, signs)
     return x.clamp(0, 1)
+
+
+def rand_augment(x: Tensor, number: int = 2) -> Tensor:
+    """Returns the images x (B, C, H, W), each changed by `number` random operations of RAND, and with a square painted grey.
+
+    The square's side is uniform in [0, 1/2] of the image's; its centre is uniform in the image.
+    Source: RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719), as MLKD's released code uses it.
+    """
+    (b, _, h, w), low_high = x.shape, torch.tensor([*RAND.values()])
+    blended = torch.tensor([name in BLENDED for name in RAND])
+    for _ in range(number):
+        kind = torch.randint(len(RAND), (b,))
+        low, high = low_high[kind].unbind(1)
+        value = low + (high - low) * torch.rand(b)
+        x = apply_operations(x, kind, [*RAND], torch.where(blended[kind], (value - 0.1) / 1.8, value), random_signs(b))
+    side, centre = torch.rand(b, 1) / 2, torch.rand(2, b, 1)
+    rows, columns = (((torch.arange(n) + 0.5) / n - c).abs() < side / 2 for n, c in zip((h, w), centre, strict=True))
+    square = (rows[:, None, :, None] & columns[:, None, None, :]).to(x.device, non_blocking=True)
+    return torch.where(square, fill_colour(x), x).clamp(0, 1)
 
 
 def mixup(x: Tensor, y: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:

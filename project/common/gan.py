@@ -86,3 +86,13 @@ def init_dcgan(net: nn.Module) -> None:
             nn.init.normal_(m.weight, 0, 0.02)
         elif isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.weight, 1, 0.02)
+
+
+def draw_anew(net: nn.Module) -> None:
+    """Draws all weights of a generator anew: of linear layers and convolutions from N(0, 0.02^2) with biases 0, then as `init_dcgan`."""
+    for m in net.modules():
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
+            nn.init.normal_(m.weight, 0, 0.02)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+    init_dcgan(net)

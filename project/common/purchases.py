@@ -217,6 +217,17 @@ class Purchases:
             return Map(mixes, lambda index, weight, *rows: (self.mix(index, weight), *rows))
         return batches_of(self.source.train.subset(bought["index"]), *rows, size=size, view=self.data.view, steps=steps)
 
+    def two_views(self, *rows: Tensor) -> Map:
+        """Batches (x, t, *rows, x', t') of two views of the private images, a weakly and a strongly augmented one; t, t': the answers."""
+        a, data, x = self.args, self.data, resident(self.private, self.record.script).x
+        self.teacher.plan(2 * len(x) * a.epochs)
+
+        def look(x: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+            weak, strong = data.view(x, a.augment), data.view(x, a.augment, strong=True)
+            return weak, self.teacher(weak), *rows, strong, self.teacher(strong)
+
+        return Map(Batches(x, *rows, size=a.batch_size), look)
+
     def asked(self) -> Batches | Map | Streamed:
         """Batches of the queryable images and the teacher's answers (x, t). Images that never change are asked about once."""
         if self.args.augment == "none" or self.args.transfer:

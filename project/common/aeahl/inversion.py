@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import kl_of_each
+from ..states import restore
 
-BANK_SIZE = 4096  # number of earlier images whose features the contrastive term uses
+BANK_SIZE, HEAD_WIDTH = 4096, 256  # of the contrastive term: number of earlier images that it uses, and width of its head
 
 
 class Moments(torch.autograd.Function):
@@ -33,6 +34,11 @@ class Moments(torch.autograd.Function):
         slope = 2 * grad_var / n
         shift = grad_mean / n - slope * mean
         return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, slope.to(x.dtype).view(1, -1, 1, 1))
+
+
+def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
+    """Returns the batch-norm layers of a network, in order."""
+    return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 class BatchNormHooks:
@@ -83,33 +89,89 @@ def disagreement(s: Tensor, t: Tensor, agreed: bool = True) -> Tensor:
     return (apart * (s.argmax(1) == t.argmax(1)) if agreed else apart).mean()
 
 
-class FeatureBank:
-    """Normalised features (n, F) of the last BANK_SIZE images; None before the first batch."""
+def js(s: Tensor, t: Tensor, tau: float = 3.0) -> Tensor:
+    """Returns (KL(m || p) + KL(m || q)) / 2 for the class probabilities p, q of logits s, t (B, K) at temperature tau, and their mean m.
 
-    def __init__(self) -> None:
-        self.features, self.last = None, None
+    All probabilities are clipped to [0.01, 0.99]. It is DeepInversion's adversarial term, in the order of its released code.
+    """
+    p, q = (s / tau).softmax(1), (t / tau).softmax(1)
+    p, q, m = (v.clamp(0.01, 0.99) for v in (p, q, (p + q) / 2))
+    return sum(F.kl_div(v.log(), m, reduction="batchmean") for v in (p, q)) / 2
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Returns the mean absolute differences of neighbouring pixels of images (B, C, H, W), summed over four directions."""
+    right, below = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+    diagonals = x[..., 1:, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, 1:]
+    return sum(d.abs().mean() for d in (right, below, *diagonals))
+
+
+def rolled(x: Tensor, flip: bool) -> Tensor:
+    """Returns the batch x (B, C, H, W), shifted cyclically by up to an eighth of its side and, with `flip`, mirrored half of the time."""
+    lim = x.shape[-1] // 8
+    x = x.roll(torch.randint(-lim, lim + 1, (2,)).tolist(), (2, 3))
+    return x.flip(3) if flip and bool(torch.rand(()) < 0.5) else x
+
+
+class InstanceMeans:
+    """Records the mean over the pixels of the inputs of batch-norm layers within `with means:`, for each image.
+
+    features: (B, F) of the last batch, F the channels of all layers.
+    """
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
+        self.norms, self.width = norms, sum(m.num_features for m in norms)
+
+    def __enter__(self) -> None:
+        self.seen = []
+        self.hooks = [m.register_forward_pre_hook(lambda m, x: self.seen.append(x[0].mean((2, 3)))) for m in self.norms]
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    @property
+    def features(self) -> Tensor:
+        return torch.cat(self.seen, 1).float()
+
+
+class Contrast:
+    """CMI's contrastive term: behind a learned head, two views of an image are alike, and other images are not.
+
+    width: number F of features. lr: learning rate of the head (Adam). past: features (n, 2 F) of the last BANK_SIZE images that were kept.
+    Source: https://arxiv.org/abs/2105.08584; the released bank has 40,960 images, of which 4,096 random ones are compared.
+    """
+
+    def __init__(self, width: int, lr: float, device: torch.device | str = "cpu") -> None:
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, HEAD_WIDTH)).to(device)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr, fused=True)
+        self.past, self.now, self.best = torch.empty(0, 2 * width, device=device), None, None
+
+    def __call__(self, whole: Tensor, part: Tensor, tau: float = 0.2) -> Tensor:
+        """Returns the InfoNCE loss of features (B, F) of whole images and of parts of them: cosines, temperature tau.
+
+        The mean over the batch and the mean over the earlier images are added. No gradient flows through the features of whole images.
+        """
+        self.now = torch.cat([part, whole], 1).detach()
+        parts, wholes = (torch.cat(pair) for pair in zip((part, whole), self.past.chunk(2, 1), strict=True))
+        f, g = F.normalize(self.head(parts), dim=1), F.normalize(self.head(wholes), dim=1).detach()
+        each = F.cross_entropy(f @ g.T / tau, torch.arange(len(f), device=f.device), reduction="none")
+        return each[: len(part)].mean() + (each[len(part) :].mean() if len(self.past) else 0)
+
+    def step(self, better: Tensor) -> None:
+        """Takes a step of the head. better: whether the images of this step are the best of the synthesis so far."""
+        self.best = self.now if self.best is None else torch.where(better, self.now, self.best)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def remember(self) -> None:
-        """Adds the features of the last batch of `contrastive_loss`."""
-        if self.last is not None:
-            past = [] if self.features is None else [self.features.to(self.last.device)]
-            self.features = torch.cat([*past, self.last])[-BANK_SIZE:]
+        """Adds the features of the best images of the synthesis to `past`."""
+        self.past, self.best = torch.cat([self.past, self.best])[-BANK_SIZE:], None
 
     def state_dict(self) -> dict:
-        return {"features": self.features}
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "past": self.past}
 
     def load_state_dict(self, state: dict) -> None:
-        self.features = state["features"]
-
-
-def contrastive_loss(f: Tensor, g: Tensor, bank: FeatureBank, tau: float = 0.2) -> Tensor:
-    """Returns the InfoNCE loss of features f, g (B, F) of two views of the same images, with cosines and temperature tau.
-
-    It is small if f is nearer to the other view of its image than to the other images in g and in the bank.
-    Source: the contrastive term of CMI (https://arxiv.org/abs/2105.08584), here on the teacher's features without a learned head.
-    """
-    f, others = F.normalize(f.float(), dim=1), F.normalize(g.float(), dim=1)
-    bank.last = others.detach()
-    if bank.features is not None:
-        others = torch.cat([others, bank.features.to(f.device)])
-    return F.cross_entropy(f @ others.T / tau, torch.arange(len(f), device=f.device))
+        restore(self.head, state["head"], "the contrastive term")
+        restore(self.optimizer, state["optimizer"])
+        self.past = state["past"].to(self.past)

@@ -10,20 +10,23 @@ from ..gan import Generator, init_dcgan
 
 
 class Pixels(nn.Module):
-    """`n` images (n, C, H, W) in [0, 1] whose pixels are the parameters (DeepInversion)."""
+    """`n` images (n, C, H, W) in [0, 1] whose pixels, normalised with mean and std (1, C, 1, 1), are the parameters (DeepInversion)."""
 
-    def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, n: int, shape: tuple[int, int, int], mean: Tensor, std: Tensor) -> None:
         super().__init__()
+        self.mean, self.std = mean, std
         self.u = nn.Parameter(torch.empty(n, *shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the images anew."""
+        """Draws the images anew, from N(0, 1)."""
         nn.init.normal_(self.u)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Returns the images; z is not used."""
-        return self.u.sigmoid()
+        """Returns the images; z is not used. The parameters are clipped to the range of pixels."""
+        with torch.no_grad():
+            self.u.copy_(self.u.clamp(-self.mean / self.std, (1 - self.mean) / self.std))
+        return self.u * self.std + self.mean
 
 
 class Fusion(nn.Module):

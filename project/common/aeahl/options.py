@@ -8,21 +8,24 @@ from ..models import canonical
 from ..options import WEIGHTS_INIT, StudentOptions, opt
 from ..utils import matching
 
-TERMS = ("bn", "oh", "adv", "even", "act", "cr")  # loss terms of a synthesis; the option w_NAME is the weight of NAME
+TERMS = ("bn", "oh", "adv", "even", "act", "cr", "sbn", "tv")  # loss terms of a synthesis; the option w_NAME is the weight of NAME
 SINGLE = {"generator": "single", "lr": 0.1}
-LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "warmup": 0}
-ANEW = SINGLE | {"meta": "fresh"}
+LATEST = SINGLE | {"meta": "none", "g_steps": 1, "lr_g": 1e-3, "lr_z": 0.0, "images": "fresh", "warmup": 0, "augment": "none"}
+LATEST |= {"temperature": 1.0}
+ANEW = SINGLE | {"meta": "fresh", "warmup": 0}
 PRESETS = {  # settings of the scripts of CMI and FastDFKD
     # fastdfkd: arXiv 2112.15278; cmi: 2105.08584; adi (DeepInversion with its adversarial term): 1912.08795; dfq: 2005.04136;
     # zskt: 1905.09768; dafl: 1904.01186
     "aeahl": {},
     "released": {"twins": True, "aea_compat": True},
-    "fastdfkd": {"generator": "single"},
-    "cmi": ANEW | {"g_steps": 200, "lr_g": 1e-3, "w_adv": 0.5, "w_bn": 1.0, "w_oh": 1.0, "w_cr": 0.8},
-    "adi": ANEW | {"generator": "pixels", "g_steps": 1000, "lr_g": 0.1, "w_adv": 1.0, "w_oh": 1.0},
+    "fastdfkd": {"generator": "single", "reset_at": 140},
+    "cmi": ANEW | {"g_steps": 200, "lr_g": 1e-3, "lr_z": 1e-3, "w_adv": 0.5, "w_bn": 1.0, "w_oh": 1.0, "w_cr": 0.8},
+    "adi": ANEW
+    | {"generator": "pixels", "g_steps": 1000, "lr_g": 0.1, "beta2": 0.99, "adv": "js", "w_adv": 1.0, "w_oh": 1.0}
+    | {"w_sbn": 0.01, "w_tv": 1e-3},
     "dfq": LATEST | {"kd_steps": 10, "w_adv": 1.0, "w_bn": 1.0, "w_oh": 1.0, "w_even": 20.0, "wanted": "own"},
     "zskt": LATEST | {"kd_steps": 5, "w_adv": 1.0, "w_bn": 0.0, "w_oh": 0.0},
-    "dafl": LATEST | {"kd_steps": 5, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
+    "dafl": LATEST | {"kd_steps": 5, "latent": 512, "w_adv": 0.0, "w_bn": 0.0, "w_oh": 1.0, "w_even": 20.0, "w_act": 1e-3, "wanted": "own"},
 }
 TEACHER_SETTINGS = {"VGG11_BN": {"w_adv": 1.0}, "WRN40_2": {"w_adv": 1.1, "w_oh": 0.4}}
 STEPS_SETTINGS = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3}}  # FastDFKD-2 and FastDFKD-5: settings by --g_steps
@@ -68,13 +71,22 @@ class SynthesisOptions(StudentOptions):
     lr_g: float = opt(2e-3, "learning rate of the generator within a synthesis (Adam)", gt=0)
     lr_g_meta: float = opt(0.0, "learning rate of the generator's update after a synthesis (Adam); 0: --g_steps times --lr_g", ge=0)
     lr_z: float = opt(0.01, "learning rate of the latents within a synthesis (Adam); 0: fixed latents", ge=0)
+    beta2: float = opt(0.999, "decay rate of Adam's second moment in a synthesis", ge=0, lt=1)
+    reset_at: int = opt(
+        0, "number of the synthesis before which the generator's linear layer and the batch norm behind it are drawn anew; 0: none", ge=0
+    )
+    adv: Literal["kl", "js"] = opt(
+        "kl", "divergence of student and teacher in the adversarial term: KL (kl), or Jensen-Shannon at temperature 3 (js)"
+    )
     wanted: Literal["drawn", "own"] = opt("drawn", "target classes of the images: random (drawn), or the teacher's predicted class (own)")
     w_bn: float = opt(10.0, "weight of the distance to the teacher's batch-norm statistics", ge=0)
     w_oh: float = opt(0.5, "weight of the cross-entropy to the target classes", ge=0)
-    w_adv: float = opt(1.33, "weight of the adversarial term (KL divergence of student and teacher, maximised)", ge=0)
+    w_adv: float = opt(1.33, "weight of the adversarial term (divergence of student and teacher, maximised)", ge=0)
     w_even: float = opt(0.0, "weight of the negative entropy of the batch's mean class probabilities", ge=0)
     w_act: float = opt(0.0, "weight of the mean absolute penultimate feature of the teacher (maximised)", ge=0)
     w_cr: float = opt(0.0, "weight of the contrastive term (two views of an image against other images)", ge=0)
+    w_sbn: float = opt(0.0, "weight of the distance to the student's batch-norm statistics (maximised)", ge=0)
+    w_tv: float = opt(0.0, "weight of the total variation of the images", ge=0)
     images: Literal["pool", "fresh"] = opt(
         "pool", "training images of the student: all synthetic images so far (pool), or new ones at each step (fresh)"
     )

@@ -64,7 +64,7 @@ def make_generator(run: Run) -> tuple[nn.Module, dict[str, float]]:
     """
     a, shape, factor = run.args, run.data.shape, LR_FACTORS[run.args.mode]
     if a.generator == "pixels":
-        return on_device(run, Pixels(a.batch_size, shape)), {"": 1.0}
+        return on_device(run, Pixels(a.batch_size, shape, run.data.mean, run.data.std)), {"": 1.0}
     path = Path(a.reuse_generator_path)
     if a.generator == "single":
         G = Generator(a.latent, shape, a.ngf, pixels=True)

@@ -8,6 +8,7 @@ goes into the `Pool`. The copy's gradients then update the generator itself (Fas
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from torchvision.utils import save_image
 from ..batches import Batches
 from ..blackbox import Remembered
 from ..cli import RunError, allocating, say
+from ..gan import Generator, draw_anew
 from ..pictures import save_grid
 from ..run import Run
 from ..states import restore
 from ..utils import atomic, exact
 from .attack import Attack
-from .inversion import BatchNormHooks, FeatureBank
-from .nets import recalibrate
+from .inversion import BatchNormHooks, Contrast
+from .nets import Pixels, recalibrate
 from .options import TERMS, SynthesisOptions
 from .pool import Pool, read_pool
 
@@ -50,7 +52,7 @@ class Synthesiser:
 
     G: the generator, latents (B, latent) -> images (B, C, H, W) in [0, 1].
     loss(x, y): the terms by name, for images x (B, C, H, W) in [0, 1] and target classes y (B,); a synthesis minimises their sum.
-    taps, bank: state of the loss from earlier syntheses. lr_factors: {beginning of parameter names: factor of their learning rates};
+    taps, contrast: parts of the loss that have a state. lr_factors: {beginning of parameter names: factor of their learning rates};
     parameters with factor 0 are not trained. attack: processes each batch of the student last, `attack(x, t) -> (x, t, y)`.
     """
 
@@ -62,9 +64,9 @@ class Synthesiser:
         taps: BatchNormHooks,
         lr_factors: dict[str, float] | None = None,
         attack: Attack | None = None,
-        bank: FeatureBank | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
-        self.run, self.args, self.loss, self.taps, self.attack, self.bank = run, run.args, loss, taps, attack, bank or FeatureBank()
+        self.run, self.args, self.loss, self.taps, self.attack, self.contrast = run, run.args, loss, taps, attack, contrast
         a, shape = self.args, run.data.shape
         self.calls, self.curves, self.G, self.lr_factors = 0, [], G, lr_factors or {"": 1.0}
         self.adapts = a.meta in ADAPTING
@@ -94,7 +96,8 @@ class Synthesiser:
     def make_adam(self, net: nn.Module, lr: float, more: Sequence[dict] = ()) -> torch.optim.Adam:
         """Returns Adam over the parameters of `net`, with `lr` times their factors, and over the parameter groups `more`."""
         groups = {f: [p for n, p in net.named_parameters() if self.lr_factor(n) == f] for f in self.lr_factors.values() if f}
-        return torch.optim.Adam([*({"params": ps, "lr": lr * f} for f, ps in groups.items()), *more], betas=(0.5, 0.999), fused=True)
+        parts = [*({"params": ps, "lr": lr * f} for f, ps in groups.items()), *more]
+        return torch.optim.Adam(parts, betas=(0.5, self.args.beta2), fused=True)
 
     def __len__(self) -> int:
         return self.args.ep_steps
@@ -159,6 +162,8 @@ class Synthesiser:
         a, run, student = self.args, self.run, self.run.student
         self.calls += 1
         student.eval().requires_grad_(False)
+        if self.calls == a.reset_at:
+            self.reset_first_layers()
         y = torch.randint(run.data.classes, (a.batch_size,), device=run.device)
         z = self.noise().requires_grad_(a.lr_z > 0)
         optimizer, sums = self.start_inner(z), None
@@ -174,10 +179,13 @@ class Synthesiser:
             gradients = [p.grad for p in self.inner.parameters() if p.requires_grad]
             sums = [s + g for s, g in zip(sums, gradients, strict=True)] if sums else gradients
             optimizer.step()
+            if self.contrast:
+                self.contrast.step(better)
             history.append({k: v.detach() for k, v in terms.items()})
         self.update_outer(sums)
         self.taps.remember()
-        self.bank.remember()
+        if self.contrast:
+            self.contrast.remember()
         if a.images == "pool":
             self.pool.add(kept)
         student.train().requires_grad_(True)
@@ -189,11 +197,18 @@ class Synthesiser:
         if a.meta == "none":
             return self.outer
         if a.meta == "fresh":
-            for m in self.inner.modules():
-                getattr(m, "reset_parameters", lambda: None)()
+            (self.inner.reset_parameters if isinstance(self.inner, Pixels) else partial(draw_anew, self.inner))()
         else:
             self.inner.load_state_dict(self.G.state_dict())
         return self.make_adam(self.inner, a.lr_g, latents)
+
+    @torch.no_grad()
+    def reset_first_layers(self) -> None:
+        """Draws the linear layer of each generator and the batch norm behind it anew, from N(0, 0.02^2) with biases 0 (FastDFKD)."""
+        for m in self.G.modules():
+            for layer in (m.linear, m.bn) if isinstance(m, Generator) else ():
+                nn.init.normal_(layer.weight, 0, 0.02)
+                nn.init.zeros_(layer.bias)
 
     @torch.no_grad()
     def update_outer(self, sums: list[Tensor]) -> None:
@@ -246,7 +261,7 @@ class Synthesiser:
             "G": self.G.state_dict(),
             "main": self.outer.state_dict(),
             "past": self.taps.past,
-            "bank": self.bank.state_dict(),
+            "bank": self.contrast.state_dict() if self.contrast else {},
             "calls": self.calls,
         }
         return kept | {"curves": torch.stack(self.curves), "pool": self.pool.state_dict()}
@@ -256,7 +271,8 @@ class Synthesiser:
         restore(self.G, state["G"], "the generator")
         restore(self.outer, state["main"])
         self.taps.past = [tuple(v.to(device) for v in pair) for pair in state["past"]]
-        self.bank.load_state_dict(state["bank"])
+        if self.contrast:
+            self.contrast.load_state_dict(state["bank"])
         self.calls, self.curves = state["calls"], list(state["curves"])
         if self.args.images == "pool":
             self.pool.load_state_dict(state["pool"])

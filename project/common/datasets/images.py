@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from ..augment import auto_augment, crop_flip, resized_crop
+from ..augment import auto_augment, crop_flip, rand_augment, resized_crop
 from ..cli import UsageError, allocating
 from ..utils import exact
 from .listing import plain
@@ -90,10 +90,10 @@ class Data:
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
         return parts | {"names": list(self.names), "mean": mean, "std": std, "crop_from": self.crop_from}
 
-    def view(self, x: Tensor, augment: str = "none", which: Tensor | None = None) -> Tensor:
+    def view(self, x: Tensor, augment: str = "none", which: Tensor | None = None, strong: bool = False) -> Tensor:
         """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
 
-        which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`.
+        which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`. strong: RandAugment comes next.
         """
         if augment in ("resized_crop", "auto"):
             with exact(x):
@@ -102,6 +102,9 @@ class Data:
         elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"
             x = crop_flip(x, pad, flip, torch.randint(self.views(augment), (len(x),), device=x.device) if which is None else which)
+        if strong:
+            with exact(x):
+                x = rand_augment(x if x.is_floating_point() else x / 255)
         return normalised(x, self.mean, self.std)
 
     def view_of_tanh(self) -> Callable[[Tensor], Tensor]:

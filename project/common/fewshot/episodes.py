@@ -54,6 +54,8 @@ class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentO
 
     ALIASES: ClassVar = {"w_kd": ("loss_weight",)}
     RAMP: ClassVar = 0.25
+    ADAPTCONF_RAMP: ClassVar = 0.25
+    FIRST_EPOCH: ClassVar = 1
     SOFTNESS: ClassVar = 8.0
 
     teacher: str = opt(
@@ -64,13 +66,13 @@ class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentO
     weights_init: WEIGHTS_INIT = "fan_out"
     lamda: float = 1.0
     val_episodes: int = opt(800, "number of episodes with validation classes at each evaluation", ge=2, le=10**7)
-    base: Literal["none", "kd", "dkd", "dist", "mlkd", "augconf", "adaptconf"] = "kd"
+    base: Literal["none", "kd", "dkd", "rld", "dist", "mlkd", "augconf", "adaptconf"] = "kd"
     w_gt: float = 1.0
     w_fr: float = 0.1
     w_sk: float = 0.1
     temperature: float = opt(1.0, "temperature of the base loss; 10 for the base losses augconf and adaptconf")
     dkd_beta: float = 0.5
-    dkd_warmup: int = 0
+    kd_warmup: int = 0
     alpha_max: float = 0.25
 
     def presets(self) -> dict[str, Any]:

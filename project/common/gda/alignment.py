@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..losses import standardise
 from ..options import opt
 
 TAU = 2.0  # temperature of the predictions in the Sinkhorn term
@@ -87,14 +88,6 @@ class Arsinh(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (r,) = ctx.saved_tensors
         return torch.where(r > 0, g / (2 * (r * (1 + r)).sqrt()), 0.0)
-
-
-def standardise(u: Tensor) -> Tensor:
-    """Returns logits u (B, K) with mean 0 and unbiased standard deviation 1 per row; a constant row becomes 0.
-
-    Source: logit standardization, https://arxiv.org/abs/2403.01427.
-    """
-    return (u - u.mean(1, keepdim=True)) / (u.std(1, keepdim=True) + 1e-7)
 
 
 def transport_plan(cost: Tensor, eps: float = EPS, sweeps: int = SWEEPS, tolerance: float = TOLERANCE) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..losses import warm_up
 from ..options import Base
 from ..run import Run
 from ..utils import exact
@@ -75,8 +76,11 @@ def relations(f: Tensor) -> tuple[Tensor, Tensor]:
 class ReviewKD(nn.Module):
     """ReviewKD: fuses the student's stages from the deepest to the largest and compares them with the teacher's at several scales.
 
-    The deepest level is the penultimate features as maps of 1 x 1.
+    The deepest level is the penultimate features as maps of 1 x 1. The teacher's maps are those before the last ReLU of a stage, as in
+    mdistiller (GDA's code: after it, and with the stem as a fifth level).
     """
+
+    BEFORE_RELU = True
 
     def __init__(self, small: Shapes, large: Shapes, widths: Sequence[int], args: Base) -> None:
         super().__init__()
@@ -105,6 +109,8 @@ class FusionLevel(nn.Module):
         self.enter = nn.Sequential(nn.Conv2d(cin, mid, 1, bias=False), nn.BatchNorm2d(mid))
         self.attend = nn.Sequential(nn.Conv2d(2 * mid, 2, 1), nn.Sigmoid()) if fuse else None
         self.leave = nn.Sequential(nn.Conv2d(mid, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout))
+        for conv in (self.enter[0], self.leave[0]):
+            nn.init.kaiming_uniform_(conv.weight, a=1)  # variance 1 / fan_in
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the map (B, cout, height, height) to compare, and the fused map (B, mid, height, height) for the next level."""
@@ -139,8 +145,9 @@ class Hints:
     """The feature loss `name` (a key of HINTS) for a run's student and teacher; `net`: the layers that it trains with the student."""
 
     def __init__(self, run: Run, name: str) -> None:
-        self.run, shape = run, run.data.shape
-        self.stages = [Stages(net, shape, run.device) for net in (run.student, run.teacher.net)]
+        self.run, self.name, shape = run, name, run.data.shape
+        before_relu = getattr(HINTS[name], "BEFORE_RELU", False)
+        self.stages = [Stages(run.student, shape, run.device), Stages(run.teacher.net, shape, run.device, before_relu)]
         with torch.no_grad():
             x = torch.zeros(1, *shape, device=run.device)
             widths = [net(x, feature=True)[1].shape[1] for net in (run.student.eval(), run.teacher.net)]
@@ -154,4 +161,6 @@ class Hints:
             t, feature_t = self.run.teacher.inside(x, "private")
         with student:
             s, feature_s = self.run.student(x, feature=True)
-        return s.float(), t.float(), self.net(student.seen, teacher.seen, (feature_s, feature_t))
+        terms = self.net(student.seen, teacher.seen, (feature_s, feature_t))
+        rise = warm_up(self.run.epoch, self.run.args.kd_warmup) if self.name == "reviewkd" else 1.0
+        return s.float(), t.float(), {k: rise * v for k, v in terms.items()}

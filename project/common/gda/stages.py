@@ -1,10 +1,30 @@
 """Feature maps of the stages of a network of any family."""
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..cli import UsageError
+
+RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+
+
+class LastReLU(TorchFunctionMode):
+    """Keeps the input and the output of the latest ReLU: `with LastReLU() as relu: net(x)`."""
+
+    input = output = None
+
+    def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func not in RELUS:
+            return func(*args, **(kwargs or {}))
+        self.input, self.output = args[0].clone(), func(*args, **(kwargs or {}))  # a ReLU in place overwrites its input
+        return self.output
 
 
 class Stages:
@@ -14,9 +34,11 @@ class Stages:
     The stages are found in one pass over an image of `shape` (C, H, W). For each height of the maps, the last map of that height is
     used; height 1 is used only if there is no other. The maps are outputs of the outermost blocks if these have at least three heights.
     Otherwise they are outputs of inner blocks, and finally of any layer. Raises UsageError if there is no feature map.
+    before_relu: a map that a ReLU gives is replaced by the ReLU's input.
     """
 
-    def __init__(self, net: nn.Module, shape: tuple[int, int, int], device: torch.device | str) -> None:
+    def __init__(self, net: nn.Module, shape: tuple[int, int, int], device: torch.device | str, before_relu: bool = False) -> None:
+        self.relu = LastReLU() if before_relu else nullcontext()
         outputs, training = [], net.training  # (depth, is a block, height, module, (C, H, W)) in order of computation
 
         def note(name, module):
@@ -47,15 +69,17 @@ class Stages:
 
     def __enter__(self) -> None:
         self.seen = [None] * len(self.modules)
+        self.relu.__enter__()
 
         def keep(i):
             def hook(module, inputs, output):
-                self.seen[i] = output
+                self.seen[i] = self.relu.input if output is getattr(self.relu, "output", None) else output
 
             return hook
 
         self.hooks = [m.register_forward_hook(keep(i)) for i, m in enumerate(self.modules)]
 
     def __exit__(self, *error: object) -> None:
+        self.relu.__exit__(*error)
         for hook in self.hooks:
             hook.remove()
