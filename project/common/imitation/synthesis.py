@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..batches import Batches
 from ..cli import RunError, allocating
-from ..gan import Generator, init_dcgan
+from ..gan import Generator
 from ..options import StudentOptions, opt
 from ..pool import Pool
 from ..run import Run
@@ -100,7 +100,6 @@ class Synthesis:
         if self.anew:
             for m in G.modules():
                 getattr(m, "reset_parameters", lambda: None)()
-            init_dcgan(G)
         z = torch.randn(a.batch_size, a.latent, device=run.device).requires_grad_(a.lr_z > 0)
         latents = [{"params": [z], "lr": a.lr_z}] if a.lr_z else []
         optimizer = torch.optim.Adam([{"params": [*G.parameters()]}, *latents], a.lr_g, (0.5, 0.999), fused=True)
