@@ -61,7 +61,7 @@ def main(argv=None):
         return torch.arange(n, device=run.device) % run.data.classes
 
     def ask(x):  # uint8 images (B, C, H, W)
-        return teacher(view(x), "synthetic").float()
+        return teacher(view(x), "synthetic")
 
     def batch(i):  # rows of the pool (B,)
         return view(synthesis.pool.x[i], args.augment), synthesis.pool.answers[i]

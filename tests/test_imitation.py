@@ -102,7 +102,9 @@ def test_the_generator_climbs_the_disagreement(script):
 
 
 def test_entropy_is_that_of_the_probabilities():
-    assert entropy(torch.zeros(1, 10)).item() == pytest.approx(np.log(10), rel=1e-6) and entropy(torch.tensor([[100.0, 0, 0]])).item() < 1e-6
+    assert (
+        entropy(torch.zeros(1, 10)).item() == pytest.approx(np.log(10), rel=1e-6) and entropy(torch.tensor([[100.0, 0, 0]])).item() < 1e-6
+    )
 
 
 def test_steps_raise_the_entropy_within_the_range_of_pixels_and_leave_the_net_alone():
@@ -193,7 +195,9 @@ def test_an_answered_pool_asks_once_and_refuses_anothers_answers(tmp_path):
 # ---- whole runs
 
 
-@pytest.mark.parametrize("name, response", [("DFME", "soft"), ("DFME", "logits"), *((n, r) for n in ("IDEAL", "DFHL") for r in ("hard", "soft"))])
+@pytest.mark.parametrize(
+    "name, response", [("DFME", "soft"), ("DFME", "logits"), *((n, r) for n in ("IDEAL", "DFHL") for r in ("hard", "soft"))]
+)
 def test_a_run_asks_what_it_says_beforehand_and_shows_its_images(name, response, script):
     result = script(name, **SMALL[name], response=response, query_budget=QUERIES[name], tag="x")
     assert result["queries"] == result["synthetic"] == QUERIES[name] and result["images"] == result["private"] == 0

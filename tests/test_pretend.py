@@ -33,6 +33,7 @@ REAL = bool(os.environ.get("REAL_GPU"))
 # ---- what runs: {case: (script, options)}; one epoch on a fifth of Digits
 
 AE = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
+IMITATE = {"steps": 2, "g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 TINY = {"lamda": 0.01, "candidates": 2, "tolerance": 0.1}  # an image a class
 CASES = {name: (name, {}) for name in ("teacher", "CE", "KD", "ML", "AL", "DKD", "DCGAN")}
 CASES |= {f"KD {a}": ("KD", {"augment": a}) for a in ("crop_flip", "resized_crop", "auto")}
@@ -62,6 +63,10 @@ CASES |= {
     "AEAHL cmi": ("AEAHL", AE | {"preset": "cmi"}),
     "AEAHL dafl": ("AEAHL", AE | {"preset": "dafl"}),
     "AEAHL hard": ("AEAHL", AE | {"hard_loss": True, "gap_width": 2, "pa": 0.2}),
+    "DFME": ("DFME", IMITATE | {"s_steps": 2, "directions": 2}),
+    "IDEAL": ("IDEAL", {k: v for k, v in IMITATE.items() if k != "steps"} | {"augment": "crop_flip"}),
+    "IDEAL soft": ("IDEAL", IMITATE | {"response": "soft", "amp": "bf16"}),
+    "DFHL": ("DFHL", IMITATE | {"h_steps": 2}),
     "robustness": ("robustness", {"samples": 2, "budget": 200, "neighbours": 50, "basis": "dct:2"}),
 }
 
