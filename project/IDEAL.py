@@ -11,7 +11,8 @@ Differs:
   - Each image is sent to the teacher once, unaugmented, and its answer is kept with the pool, which is the paper's claim (released: all
     images of the pool are augmented and sent anew in each epoch).
   - The information term is the negative entropy of the batch's mean class probabilities (released: that of each image's probabilities,
-    divided by the number of classes).
+    divided by the number of classes): 70.8 % against 53.5 % (Digits, validation, 4,000 queries, hard, one seed).
+  - The generator is drawn anew with PyTorch's initial weights (released: N(0, 0.02^2)): 60.0 % against 32.3 % (likewise, --g_steps 5).
   - --augment applies to the student's views in training and in the synthesis. Its default is none, except for CIFAR, TinyImageNet and
     ImageNet (released: images are shifted and mirrored in every synthesis, and mirrored in training, digits as well).
   - The pool keeps all images (released: those of the latest 400 epochs).

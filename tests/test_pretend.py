@@ -81,6 +81,7 @@ SHOWN = {("DCGAN.py:main.<locals>.evaluate", kind): n for kind, n in (("download
 SHOWN |= {("board.py:Board.image.<locals>.<lambda>", "download"): 1}
 IN_EPOCH_OF = {"teacher": IN_EPOCH, "CE": IN_EPOCH, "robustness": Counter(), "DCGAN": Counter(TRAINED) + Counter(ASKED) + Counter(SHOWN)}
 IN_EPOCH_OF["AEAHL hard"] = IN_EPOCH_ASKED + Counter({("attack.py:Attack.log", "download"): 1})
+IN_EPOCH_OF |= dict.fromkeys(("IDEAL", "IDEAL soft", "DFHL"), IN_EPOCH_ASKED + Counter({("synthesis.py:Synthesis.log", "download"): 1}))
 NOVEL = Counter({("episodes.py:EpisodeSampler.__init__", "download"): 4})  # for 1 and 5 shots
 NOVEL += Counter({("episodes.py:episode_accuracies", kind): 2 for kind in ("upload", "download")})
 IN_EPOCH_OF["fewshot_classifier"] = IN_EPOCH_ASKED + NOVEL + Counter({("measures.py:percent", "item"): 1})  # top-5
@@ -95,6 +96,7 @@ IN_STEPS_OF = {
     "AEAHL fastdfkd": SYNTHESIS | POOL | {NEW_VIEWS: 2},
     "AEAHL cmi": SYNTHESIS | POOL,
     "AEAHL dafl": SYNTHESIS,
+    **{key: {("pool.py:Pool.add", "download"): 1} for key in ("IDEAL", "IDEAL soft", "DFHL")},
     "AEAHL hard": SYNTHESIS | POOL | {("attack.py:Attack.__call__", "item"): 2},  # how many contradictions are still to be made
 }
 

@@ -46,7 +46,7 @@ class Extraction:
     def __init__(self, run: Run, disagreement: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.run, self.args, self.disagreement, self.seen = run, run.args, disagreement, run.data.view_of_tanh()
         a, shape = self.args, run.data.shape
-        with allocating("the generator", "--latent", "--img_size"):
+        with allocating("the generator", "--ngf", "--latent", "--img_size"):
             G = Generator(a.latent, shape, a.ngf, pixels=True, last=nn.BatchNorm2d(shape[0], affine=False))
             self.G = G.to(run.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.G.parameters(), a.lr_g, fused=True)

@@ -79,7 +79,7 @@ class Synthesis:
         a, shape = run.args, run.data.shape
         with allocating("the generator", "--ngf", "--latent", "--img_size"):
             self.G = Generator(a.latent, shape, a.ngf, pixels=True).to(run.device, memory_format=torch.channels_last)
-        capacity, self.terms = a.batch_size * (1 if a.dry_run else a.epochs), {}
+        capacity = a.batch_size * (1 if a.dry_run else a.epochs)
         place = run.record.folder / "pool.npy", capacity, shape, run.device
         with allocating(f"the pool of {capacity:,} synthetic images", "--epochs", "--batch_size", "--img_size"):
             self.pool = AnsweredPool(*place, ask=ask, classes=run.data.classes) if ask else Pool(*place)
@@ -117,7 +117,7 @@ class Synthesis:
             optimizer.step()
             history.append({k: v.detach() for k, v in terms.items()})
         student.train().requires_grad_(True)
-        self.terms = {k: torch.stack([history[0][k], history[-1][k]]) for k in history[0]}
+        self.names, self.ends = [*history[0]], torch.stack([v.float() for i in (0, -1) for v in history[i].values()])
         self.pool.add(kept)
 
     def log(self) -> dict[str, list[float] | int]:
@@ -125,7 +125,8 @@ class Synthesis:
 
         Raises RunError if a term is not finite.
         """
-        pairs = {k: v.tolist() for k, v in self.terms.items()}
+        values, n = self.ends.tolist(), len(self.names)
+        pairs = {k: [values[i], values[n + i]] for i, k in enumerate(self.names)}
         if off := [f"{k} is {v[1]}" for k, v in pairs.items() if not math.isfinite(sum(v))]:
             raise RunError(f"the synthesis diverged: its term {off[0]} in the last step; try a smaller --lr_g")
         return {f"syn_{k}": v for k, v in pairs.items()} | {"pool": self.pool.n}
