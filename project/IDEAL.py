@@ -15,7 +15,7 @@ Differs:
   - The generator is drawn anew with PyTorch's initial weights (released: N(0, 0.02^2)): 60.0 % against 32.3 % (likewise, --g_steps 5).
   - --augment applies to the student's views in training and in the synthesis. Its default is none, except for CIFAR, TinyImageNet and
     ImageNet (released: images are shifted and mirrored in every synthesis, and mirrored in training, digits as well).
-  - The pool keeps all images (released: those of the latest 400 epochs).
+  - The pool keeps all images (released: those of 400 epochs at most).
   - The accuracy is that of the last epoch (released: also of the best epoch on test images).
 """
 
