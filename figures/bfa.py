@@ -36,11 +36,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.cli import cli, say
 
-from common.aeahl.pool import read_pool
 from common.aeahl.reuse import reused_generator
 from common.measures import percent
 from common.options import TeacherOptions, opt
 from common.pictures import pyplot, save_figure
+from common.pool import read_pool
 from common.run import start
 from common.utils import save_json
 

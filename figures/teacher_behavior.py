@@ -35,10 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.cli import cli, say
 
 from common.aeahl.attack import load_attack
-from common.aeahl.pool import read_pool
 from common.measures import calibration_error
 from common.options import TeacherOptions, opt
 from common.pictures import pyplot, save_figure
+from common.pool import read_pool
 from common.run import start
 from common.utils import save_json
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fuzz_content import FORMS, Unwritable, rewrite
-from fuzz_homes import ENCODER, FEW, QUICK, ROBUST, TEACHER
+from fuzz_homes import ENCODER, FEW, QUICK, ROBUST, RUNS, TEACHER
 from fuzz_process import (
     SCRIPTS,
     Broken,
@@ -109,6 +109,8 @@ CASES = {
     "state of DCGAN": Case(RUN.format("DCGAN", "-cut", "state.pt"), "DCGAN", [*KD, *CUT], "torch", "tally 10"),
     "state of DAFL": Case(RUN.format("DAFL", "", "state.pt"), "DAFL", [*KD, "--steps", "2"], "torch", "tally 5"),
     "state of AEAHL": Case(RUN.format("AEAHL", "-cut", "state.pt"), "AEAHL", AEAHL, "torch", "tally 5"),
+    "state of DFME": Case(RUN.format("DFME", "", "state.pt"), "DFME", [*RUNS["DFME"], "--epochs", "3"], "torch", "tally 5"),
+    "state of IDEAL": Case(RUN.format("IDEAL", "-hard", "state.pt"), "IDEAL", [*RUNS["IDEAL"], "--epochs", "4"], "torch", "tally 5"),
     "state of fewshot": Case(
         RUN.format("fewshot_classifier", "-cut", "state.pt"), "fewshot_classifier", [*FEW, *CUT, "--epochs", "3"], "torch", "tally 50"
     ),

@@ -23,6 +23,9 @@ RUNS = {  # what lets a run of a script go through in a second
     "DB3KD": [*TEACHER, *QUICK, "--sr_mode", "sd"],
     "ZSDB3KD": [*TEACHER, *QUICK, *"--sr_mode sd --samples 2 --iterations 1 --step_queries 40".split()],
     "AEAHL": [*TEACHER, *QUICK, *"--ep_steps 2 --kd_steps 2 --g_steps 1 --warmup 1 --latent 8 --ngf 4".split()],
+    "DFME": [*TEACHER, *QUICK, *"--steps 2 --s_steps 2 --latent 8 --ngf 4".split()],
+    "IDEAL": [*TEACHER, *QUICK, *"--g_steps 2 --latent 8 --ngf 4".split()],
+    "DFHL": [*TEACHER, *QUICK, *"--steps 2 --g_steps 1 --h_steps 2 --latent 8 --ngf 4".split()],
     "robustness": ROBUST,
     "table": ["tiny.toml", "--show"],
 }

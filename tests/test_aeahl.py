@@ -14,11 +14,11 @@ from conftest import killed_after
 from common.aeahl.attack import Attack
 from common.aeahl.inversion import BatchNormHooks
 from common.aeahl.nets import Fusion, Perturbation, Pixels, recalibrate
-from common.aeahl.pool import Pool, read_pool
 from common.aeahl.reuse import make_generator
 from common.aeahl.synthesis import Synthesiser
 from common.gan import Generator
 from common.options import flags, parse
+from common.pool import Pool, read_pool
 from common.run import start
 
 SMALL = {"epochs": 2, "ep_steps": 3, "kd_steps": 3, "g_steps": 2, "warmup": 2, "batch_size": 16, "latent": 8, "ngf": 4, "gap_width": 2}

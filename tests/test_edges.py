@@ -340,7 +340,7 @@ def test_answers_that_a_function_cannot_give(response, code, error, words, tmp_p
 
 
 def test_a_damaged_pool_is_one_line(tmp_path):
-    from common.aeahl.pool import read_pool
+    from common.pool import read_pool
 
     path, pool = tmp_path / "pool.npy", np.zeros((10, 1, 8, 8), np.uint8)
     np.save(path, pool)

@@ -14,10 +14,10 @@ from PIL import Image, TiffImagePlugin
 from torchvision.transforms import v2
 
 from common import datasets
-from common.aeahl.pool import read_pool
 from common.datasets import load, pictures
 from common.datasets.pictures import Unreadable, extensions, read_picture
 from common.datasets.stream import Batch
+from common.pool import read_pool
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

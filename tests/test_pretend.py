@@ -33,6 +33,7 @@ REAL = bool(os.environ.get("REAL_GPU"))
 # ---- what runs: {case: (script, options)}; one epoch on a fifth of Digits
 
 AE = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
+IMITATE = {"steps": 2, "g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 TINY = {"lamda": 0.01, "candidates": 2, "tolerance": 0.1}  # an image a class
 CASES = {name: (name, {}) for name in ("teacher", "CE", "KD", "ML", "AL", "DKD", "DCGAN")}
 CASES |= {f"KD {a}": ("KD", {"augment": a}) for a in ("crop_flip", "resized_crop", "auto")}
@@ -62,6 +63,10 @@ CASES |= {
     "AEAHL cmi": ("AEAHL", AE | {"preset": "cmi"}),
     "AEAHL dafl": ("AEAHL", AE | {"preset": "dafl"}),
     "AEAHL hard": ("AEAHL", AE | {"hard_loss": True, "gap_width": 2, "pa": 0.2}),
+    "DFME": ("DFME", IMITATE | {"s_steps": 2, "directions": 2}),
+    "IDEAL": ("IDEAL", {k: v for k, v in IMITATE.items() if k != "steps"} | {"augment": "crop_flip"}),
+    "IDEAL soft": ("IDEAL", IMITATE | {"response": "soft", "amp": "bf16"}),
+    "DFHL": ("DFHL", IMITATE | {"h_steps": 2}),
     "robustness": ("robustness", {"samples": 2, "budget": 200, "neighbours": 50, "basis": "dct:2"}),
 }
 
@@ -76,6 +81,7 @@ SHOWN = {("DCGAN.py:main.<locals>.evaluate", kind): n for kind, n in (("download
 SHOWN |= {("board.py:Board.image.<locals>.<lambda>", "download"): 1}
 IN_EPOCH_OF = {"teacher": IN_EPOCH, "CE": IN_EPOCH, "robustness": Counter(), "DCGAN": Counter(TRAINED) + Counter(ASKED) + Counter(SHOWN)}
 IN_EPOCH_OF["AEAHL hard"] = IN_EPOCH_ASKED + Counter({("attack.py:Attack.log", "download"): 1})
+IN_EPOCH_OF |= dict.fromkeys(("IDEAL", "IDEAL soft", "DFHL"), IN_EPOCH_ASKED + Counter({("synthesis.py:Synthesis.log", "download"): 1}))
 NOVEL = Counter({("episodes.py:EpisodeSampler.__init__", "download"): 4})  # for 1 and 5 shots
 NOVEL += Counter({("episodes.py:episode_accuracies", kind): 2 for kind in ("upload", "download")})
 IN_EPOCH_OF["fewshot_classifier"] = IN_EPOCH_ASKED + NOVEL + Counter({("measures.py:percent", "item"): 1})  # top-5
@@ -90,6 +96,7 @@ IN_STEPS_OF = {
     "AEAHL fastdfkd": SYNTHESIS | POOL | {NEW_VIEWS: 2},
     "AEAHL cmi": SYNTHESIS | POOL,
     "AEAHL dafl": SYNTHESIS,
+    **{key: {("pool.py:Pool.add", "download"): 1} for key in ("IDEAL", "IDEAL soft", "DFHL")},
     "AEAHL hard": SYNTHESIS | POOL | {("attack.py:Attack.__call__", "item"): 2},  # how many contradictions are still to be made
 }
 

@@ -69,6 +69,10 @@ QUICK = {
 }
 QUICK["ZSDB3KD"] = {"sr_mode": "sd", "samples": 4, "iterations": 1}
 QUICK["AEAHL"] = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["DFME"] = {"steps": 2, "s_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["IDEAL"] = {"g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["DFHL"] = {"steps": 2, "g_steps": 1, "h_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
+OWN_NUMBER = ("DCGAN", "DAFL", "ZSDB3KD", "AEAHL", "DFME", "IDEAL", "DFHL")  # of queries: it does not follow from the budget
 NEEDS = {name: getattr(importlib.import_module(name).Args, "NEEDS", "") for name in SCRIPTS}
 ASKS = [name for name in SCRIPTS if NEEDS[name]]
 
@@ -106,7 +110,7 @@ def test_a_script_that_asks_says_what_it_needs_and_is_refused_less(name, script,
             script(name, response=given)
 
 
-@pytest.mark.parametrize("name", [n for n in ASKS if n not in ("DCGAN", "DAFL", "ZSDB3KD", "AEAHL")])
+@pytest.mark.parametrize("name", [n for n in ASKS if n not in OWN_NUMBER])
 def test_every_method_keeps_to_its_budget(name, script, capsys):
     """MEKD's generator here has asked 518 of it in its training."""
     spent = 518 if name == "MEKD" else 0
@@ -115,7 +119,10 @@ def test_every_method_keeps_to_its_budget(name, script, capsys):
     assert any(f"-q{100 + spent}/seed0" in str(p) for p in script.home.rglob("result.json"))
 
 
-@pytest.mark.parametrize("name, more", [("DCGAN", {}), ("DAFL", {"steps": 5}), ("AEAHL", {"ep_steps": 20})])
+@pytest.mark.parametrize(
+    "name, more",
+    [("DCGAN", {}), ("DAFL", {"steps": 5}), ("AEAHL", {"ep_steps": 20}), ("DFME", {}), ("IDEAL", {"epochs": 9}), ("DFHL", {"steps": 9})],
+)
 def test_methods_that_ask_at_every_step_refuse_a_budget_too_small(name, more, script):
     with pytest.raises(UsageError, match="allows (100|0) more queries"):
         quick(script, name, query_budget=100, **more)

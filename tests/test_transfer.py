@@ -17,7 +17,7 @@ from common.transfer import Transfer
 
 QUICK = {"epochs": 2, "lamda": 0.2}
 RESPONSE = {"DB3KD": "hard", "ZSDB3KD": "hard", "GDA": "logits"}
-BUYERS = [n for n in SCRIPTS if n not in ("teacher", "CE", "DCGAN", "DAFL", "AEAHL")]
+BUYERS = [n for n in SCRIPTS if n not in ("teacher", "CE", "DCGAN", "DAFL", "AEAHL", "DFME", "IDEAL", "DFHL")]
 FEW = {"MEKD": {"queries": 120, "steps": 2}, "AM": {"first": 60, "queries": 30, "pairs": 200, "epochs": 4}, "KN": {"budget": 0.5}}
 FEW["ZSDB3KD"] = {"samples": 6, "iterations": 1, "sr_mode": "sd"}
 

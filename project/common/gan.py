@@ -13,14 +13,17 @@ class Generator(nn.Module):
 
     shape: (C, H, W), H = W, a multiple of 4; other sizes raise UsageError. ngf: channels before the last convolution.
     pixels: the generator of FastDFKD, with images in [0, 1], torch's default initial weights and no bias before batch norm.
+    last: the layer after the last convolution, instead of tanh or (pixels) sigmoid.
     """
 
-    def __init__(self, latent: int, shape: tuple[int, int, int], ngf: int = 64, pixels: bool = False) -> None:
+    def __init__(
+        self, latent: int, shape: tuple[int, int, int], ngf: int = 64, pixels: bool = False, last: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.latent, self.ngf, self.shape, (channels, size, _) = latent, ngf, tuple(shape), shape
         if size % 4:
             raise UsageError(f"the generator cannot make images of {size} pixels, only multiples of 4; use --img_size {size // 4 * 4 + 4}")
-        wide, last = 2 * ngf, nn.Sigmoid() if pixels else nn.Tanh()
+        wide, last = 2 * ngf, last or (nn.Sigmoid() if pixels else nn.Tanh())
         self.linear = nn.Linear(latent, wide * (size // 4) ** 2)
         self.bn = nn.BatchNorm2d(wide)
         ups = *up(wide, wide, not pixels), *up(wide, ngf, not pixels)

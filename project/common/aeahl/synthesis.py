@@ -22,6 +22,7 @@ from ..blackbox import Remembered
 from ..cli import RunError, allocating, say
 from ..gan import Generator, draw_anew
 from ..pictures import save_grid
+from ..pool import Pool, read_pool
 from ..run import Run
 from ..states import restore
 from ..utils import atomic, exact
@@ -29,7 +30,6 @@ from .attack import Attack
 from .inversion import BatchNormHooks, Contrast
 from .nets import Pixels, recalibrate
 from .options import TERMS, SynthesisOptions
-from .pool import Pool, read_pool
 
 REPTILE = 67  # factor of Reptile's update, as in the released code of FastDFKD
 ADAPTING = ("fomaml", "reptile")  # values of --meta that train a copy, and update the generator afterwards

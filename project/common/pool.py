@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cli import UsageError
-from ..datasets.pictures import read_pool_folder
-from ..utils import check_regular
+from .cli import UsageError
+from .datasets.pictures import read_pool_folder
+from .utils import check_regular
 
 
 class Pool:
