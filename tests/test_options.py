@@ -78,6 +78,11 @@ def test_options_of_an_earlier_result_are_compared_by_their_old_names():
         "--temperature 5.0 (now 4.0)"
     ]
     assert differences(parse(kd, ["--temperature", "5"]), {"t": 5.0, "weights_init": "torch"}) == []
+    assert differences(parse(kd, ["--standardise"]), {"t": 5.0, "weights_init": "torch"}) == ["--standardise False (now True)"]  # a new one
+    gda = importlib.import_module("GDA").Args
+    assert differences(parse(gda, ["--base", "mlkd"]), {"base": "mlkd", "weights_init": "fan_out", "dkd_warmup": 20}) == [
+        "--views 1 (now 2)"
+    ]
 
 
 def test_the_papers_spellings_stand_where_their_code_had_them():

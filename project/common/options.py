@@ -303,7 +303,7 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
 
 # ---- options as a result keeps them
 
-BEFORE = {"weights_init": "fan_out", "rounds": 0}  # what runs did that were saved before there was the option
+BEFORE = {"weights_init": "fan_out", "rounds": 0, "views": "1"}  # what runs did before there was the option, if not today's default
 
 
 def settings(args: RunOptions) -> dict[str, Any]:
@@ -312,10 +312,10 @@ def settings(args: RunOptions) -> dict[str, Any]:
 
 
 def differences(args: RunOptions, then: dict[str, Any]) -> list[str]:
-    """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then."""
-    then = BEFORE | then
-    known = {k: next((n for n in (k, *about["alias"]) if n in then), None) for k, about in described(type(args)).items()}
-    return [f"--{k} {then[known[k]]} (now {v})" for k, v in settings(args).items() if known[k] and then[known[k]] != v]
+    """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then, or was not there."""
+    before = {f.name: f.default for f in fields(args)} | BEFORE
+    known = {k: next((then[n] for n in (k, *about["alias"]) if n in then), before[k]) for k, about in described(type(args)).items()}
+    return [f"--{k} {known[k]} (now {v})" for k, v in settings(args).items() if known[k] != v]
 
 
 def flags(**options: Any) -> list[str]:

@@ -41,10 +41,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             raise ValueError(f"an optimizer's {problem}")
     if len({tuple((name, isinstance(v, Tensor)) for name, v in sorted(values.items())) for values in optimizer.state.values()}) > 1:
         raise ValueError("an optimizer's parameters have values of different names")
-    if odd := [
-        name for values in saved["state"].values() for name, v in values.items() if isinstance(v, Tensor) and not v.is_floating_point()
-    ]:
-        raise ValueError(f"an optimizer's {odd[0]} has no floating-point numbers")  # torch would convert them
+    tensors = [(name, v) for values in saved["state"].values() for name, v in values.items() if isinstance(v, Tensor)]
+    if odd := [(name, v.dtype) for name, v in tensors if v.dtype not in (torch.float32, torch.float64)]:
+        raise ValueError(f"an optimizer's {odd[0][0]} is {odd[0][1]}")  # torch would convert it
     for p, values in optimizer.state.items():
         for name, v in values.items():
             if isinstance(v, Tensor) and not (v.shape in (p.shape, ()) and v.isfinite().all()):
