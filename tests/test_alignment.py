@@ -8,6 +8,7 @@ import GDA
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import killed_after
 from scipy.optimize import linear_sum_assignment
 
 from common.gda.alignment import alignment_terms, fisher_rao, sinkhorn, standardise, transport_cost, transport_plan
@@ -306,14 +307,23 @@ def test_the_sinkhorn_term_of_parity_is_the_released_sum():
     assert alignment_terms(s, t, a)["sk"].item() == pytest.approx(0.1 * term, rel=1e-6)
 
 
+@pytest.mark.parametrize("base", ["rld", "mlkd"])
+def test_a_run_goes_on_where_it_was_killed(base, script, monkeypatch):
+    options = {"epochs": 3, "lamda": 0.1, "base": base, "augment": "crop", "standardise": True}
+    whole = script("GDA", **options, tag="whole")
+    killed_after(2, monkeypatch, lambda: script("GDA", **options, tag="cut"))
+    again = script("GDA", **options, tag="cut")
+    assert again["log"] == whole["log"] and again["queries"] == whole["queries"]
+
+
 def test_mlkd_sees_a_weak_and_a_strong_view_of_the_same_images(script, monkeypatch):
     from common.purchases import Purchases
 
-    seen, whole = [], Purchases.two_views
+    seen, two_views = [], Purchases.two_views
 
     def noted(self, *rows):
-        batches = whole(self, *rows)
-        seen.extend(next(iter(batches)) for _ in range(1))
+        batches = two_views(self, *rows)
+        seen.append(next(iter(batches)))
         return batches
 
     monkeypatch.setattr(Purchases, "two_views", noted)

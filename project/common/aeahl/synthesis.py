@@ -8,7 +8,6 @@ goes into the `Pool`. The copy's gradients then update the generator itself (Fas
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +196,10 @@ class Synthesiser:
         if a.meta == "none":
             return self.outer
         if a.meta == "fresh":
-            (self.inner.reset_parameters if isinstance(self.inner, Pixels) else partial(draw_anew, self.inner))()
+            if isinstance(self.inner, Pixels):
+                self.inner.reset_parameters()
+            else:
+                draw_anew(self.inner)
         else:
             self.inner.load_state_dict(self.G.state_dict())
         return self.make_adam(self.inner, a.lr_g, latents)

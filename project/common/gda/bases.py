@@ -82,8 +82,9 @@ def preset_options(args: BaseLossOptions) -> dict[str, Any]:
     if args.preset != "mdistiller":
         return {"timm": TIMM, "parity": PARITY}.get(args.preset, {})
     # GDA's weights relative to the cross-entropy are those of the released code: 0.02 and 12.8, to 2
-    light = args.base in ("kd", "mlkd", "augconf", "adaptconf")  # on the cross-entropy
-    weights = {"w_gt": 0.1, "w_kd": 0.9, "w_fr": 0.001, "w_sk": 0.64} if light else {"w_gt": 1.0, "w_kd": 1.0, "w_fr": 0.01, "w_sk": 6.4}
+    weights = {"w_gt": 1.0, "w_kd": 1.0, "w_fr": 0.01, "w_sk": 6.4}
+    if args.base in ("kd", "mlkd", "augconf", "adaptconf"):
+        weights = {"w_gt": 0.1, "w_kd": 0.9, "w_fr": 0.001, "w_sk": 0.64}
     lr = 0.01 if canonical(args.model) in LIGHT else 0.025 if args.base == "mlkd" else 0.05
     return MDISTILLER | weights | {"lr": lr, "dkd_beta": BETA.get(canonical(args.teacher), 8.0)}
 
