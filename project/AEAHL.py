@@ -19,7 +19,7 @@ Differs:
   - --epochs does not include the warm-up. The cosine schedule ends at 0 (released: 2e-4).
   - --preset dfq and zskt maximise the divergence of student and teacher (released: of the teacher and itself, which is 0).
   - --preset cmi keeps features of 4,096 earlier images (released: of 40,960), also for ResNet34 of all batch-norm layers.
-  - --preset adi shifts and mirrors a batch only if --augment mirrors images; its L2 prior has weight 0, as in the released code.
+  - --preset adi mirrors a batch only with --augment crop_flip; its L2 prior, of weight 0 in the released code, is left out.
 """
 
 from common.cli import allocating, cli

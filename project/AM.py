@@ -7,7 +7,7 @@ Differs:
   - All pairs and mixing weights are scored in batches on the device (released: a NumPy loop).
   - No pair is bought twice.
   - A round begins with the student of the last epoch of the round before (released: of its best epoch on test images).
-  - With --query_budget the first purchase takes half of the budget.
+  - With --query_budget the first purchase takes at most half of the budget.
   - With hard responses the target is the teacher's class.
   - With topk:K responses the missing probability is spread evenly over the other classes.
 """
@@ -31,14 +31,21 @@ WEIGHTS = 0.3, 0.72, 0.04  # start, end and step of the first image's weight in 
 
 @dataclass
 class Args(TransferOptions):
-    epochs: int = opt(800, "total number of epochs, of which the start and each round get the same number")
+    epochs: int = opt(800, "total number of epochs, divided equally among the start and the rounds; the last round also gets the rest")
     batch_size: int = 1000
     lr: float = 0.01
-    milestones: str = opt("0.4,0.7,0.9", "epochs of a round after which the learning rate drops, or fractions of a round, with commas")
+    milestones: str = opt(
+        "0.4,0.7,0.9",
+        "epochs of the start and of each round after which the learning rate is multiplied by --gamma, or fractions of them, with commas",
+    )
     rounds: int = opt(3, "number of rounds; each buys mixed images and trains on all images bought so far", ge=0)
     first: int = opt(5000, "number of private images bought at the start", ge=2)
     queries: int = opt(10000, "number of mixed images bought in each round", ge=0)
-    pairs: int = opt(500000, "number of random image pairs among which the mixed images of a round are selected", ge=1)
+    pairs: int = opt(
+        500000,
+        "number of random image pairs scored in each round, at mixing weights 0.30 to 0.70; the least confident mixes are bought",
+        ge=1,
+    )
 
     def round_epochs(self) -> int:
         return max(1, self.epochs // (self.rounds + 1))

@@ -37,6 +37,7 @@ W_ONE_HOT, W_ENTROPY, W_ACTIVATION = 1.0, 5.0, 0.1
 class Args(StudentOptions):
     NEEDS: ClassVar = "inside"
     DATA: ClassVar = False
+    AUGMENTS: ClassVar = False
 
     response: str = "inside"
     batch_size: int = opt(512, ge=2)

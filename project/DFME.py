@@ -5,6 +5,7 @@ Truong et al. 2021, https://arxiv.org/abs/2011.14779
     python project/DFME.py --dataset CIFAR10 --teacher ResNet34 --model ResNet18
 
 A run takes epochs * steps * batch_size * (g_steps * (directions + 1) + s_steps) queries; the default is 20 million.
+On SVHN the defaults are --epochs 22 --lr_g 5e-5 --milestones 0.5,0.8: 2 million queries.
 
 Differs:
   - The number of epochs is an option, and a budget below the run's queries is refused (released: epochs follow from the budget, and the
@@ -35,11 +36,12 @@ DATASET_SETTINGS = {"SVHN": {"epochs": 22, "lr_g": 5e-5, "milestones": "0.5,0.8"
 class Args(StudentOptions):
     NEEDS: ClassVar = "soft"
     DATA: ClassVar = False
+    AUGMENTS: ClassVar = False
 
     epochs: int = 223
     batch_size: int = opt(256, ge=2)
     milestones: str = "0.1,0.3,0.5"
-    gamma: float = opt(0.3, "factor of both learning rates at each milestone")
+    gamma: float = opt(0.3, "factor of the learning rates of student and generator at each milestone")
     steps: int = opt(50, "number of iterations per epoch", ge=1)
     g_steps: int = opt(1, "number of generator steps per iteration; 0: the generator is not trained", ge=0)
     s_steps: int = opt(5, "number of student steps per iteration", ge=1)
@@ -47,7 +49,7 @@ class Args(StudentOptions):
     ngf: int = opt(64, "number of channels before the generator's last convolution", ge=1)
     lr_g: float = opt(1e-4, "learning rate of the generator (Adam)", gt=0)
     directions: int = opt(1, "number of random directions per image in which the generator's gradient is estimated", ge=1)
-    epsilon: float = opt(1e-3, "length of the step in each direction, for images before tanh", gt=0, le=1)
+    epsilon: float = opt(1e-3, "Euclidean length of the step in each direction, for images before tanh", gt=0, le=1)
     distance: Literal["l1", "kl"] = opt(
         "l1", "disagreement of student and teacher: mean absolute difference of the logits (l1), or KL divergence (kl)"
     )

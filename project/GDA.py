@@ -55,7 +55,9 @@ class Args(AlignmentOptions, BaseLossOptions, TransferOptions):
     lamda: float = 1.0
     ranks: int = opt(1, "number of parts of a batch, each with its own batch-norm statistics and Sinkhorn term, as on several GPUs", ge=1)
     views: Literal["1", "2"] = opt(
-        "2", "views of an image (base loss mlkd only): one (1), or one augmented as --augment says and one also with RandAugment (2)"
+        "2",
+        "number of views of an image per step (base loss mlkd only): one as --augment says (1), or that and another one with RandAugment, "
+        "which takes twice the queries (2)",
     )
     mixup: float = opt(0.0, "parameter alpha of mixup's Beta distribution; 0: no mixup", ge=0, le=1e3)
 

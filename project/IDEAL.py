@@ -1,11 +1,11 @@
 """IDEAL: trains the student on images that are synthesised without queries; the teacher classifies each image once.
-A generator is trained against the student: its images are to be of balanced classes for the student.
+A generator is trained against the student, which should classify its images as given classes, equally many per class.
 Zhang et al. 2023, https://arxiv.org/abs/2205.11158
 
     python project/IDEAL.py --dataset MNIST --teacher ResNet32 --model ResNet8
     python project/IDEAL.py ... --response soft     from probabilities, with the KL divergence
 
-A run takes epochs * batch_size queries.
+A run takes epochs * batch_size queries. On CIFAR10 the defaults are --epochs 400 --g_steps 5 --augment crop_flip.
 
 Differs:
   - Each image is sent to the teacher once, unaugmented, and its answer is kept with the pool, which is the paper's claim (released: all

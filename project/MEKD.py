@@ -16,7 +16,7 @@ from common.cli import UsageError, allocating, cli, say
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -31,6 +31,8 @@ from common.utils import check_regular, run_folder, run_name
 
 @dataclass
 class Args(KLOptions):
+    AUGMENTS: ClassVar = False
+
     temperature: float = opt(5.0, "temperature of the KL term", alias="t", ge=1e-3, le=1e3)
     gen_t: float = opt(5.0, "temperature that divides the logits before they enter the generator", ge=1e-3, le=1e3)
     w_f: float = opt(1.0, "weight of the image term (distance between the images generated from the logits of student and teacher)", ge=0)

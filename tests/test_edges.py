@@ -68,6 +68,23 @@ def test_two_views_are_refused_where_answers_are_kept_or_images_mixed(given):
     parse(importlib.import_module("GDA").Args, ["--base", "mlkd", "--views", "1", *given])
 
 
+@pytest.mark.parametrize("name", ["DAFL", "DFME", "MEKD"])
+def test_augmentation_is_refused_where_it_would_change_nothing(name):
+    with pytest.raises(UsageError, match="--augment crop has no effect: the student sees generated images as they are; leave it out"):
+        parse(importlib.import_module(name).Args, ["--augment", "crop"])
+
+
+def test_the_schedule_starts_anew_in_each_round_of_am_and_the_rest_ends_the_last():
+    from common.schedule import lr_at
+
+    args = parse(importlib.import_module("AM").Args, ["--epochs", "42", "--lr", "1"])  # four times 10, and 2
+    rates = [lr_at(args, e) for e in range(1, 43)]
+    one = [1] * 4 + [0.1] * 3 + [0.01] * 2 + [0.001]
+    assert rates == pytest.approx(4 * one + 2 * [0.001])
+    args = parse(importlib.import_module("AM").Args, ["--epochs", "10", "--rounds", "0", "--schedule", "cosine", "--lr", "1"])
+    assert [lr_at(args, e) for e in (1, 6)] == pytest.approx([1, 0.5])
+
+
 def test_a_round_of_am_has_at_least_an_epoch():
     with pytest.raises(UsageError, match="--epochs 3 with --rounds 3: the start and each round need at least one epoch; use --epochs 4"):
         parse(importlib.import_module("AM").Args, ["--epochs", "3"])

@@ -43,6 +43,7 @@ class RunOptions:
 
     GROUP: ClassVar = "run"
     DATA: ClassVar = True  # whether the script trains on images of the data set
+    AUGMENTS: ClassVar = True  # whether it augments the student's images
     NEEDS: ClassVar = ""  # the least response that the method can work with
     BEGINS: ClassVar = ""  # the script whose net of the same model and seed the student begins with
     LR_START: ClassVar = 1e-4  # where the warm-up of the learning rate begins
@@ -106,6 +107,8 @@ class DataOptions(RunOptions):
 
     def validate(self) -> None:
         super().validate()
+        if self.augment != "none" and not self.AUGMENTS:
+            raise UsageError(f"--augment {self.augment} has no effect: the student sees generated images as they are; leave it out")
         if self.channels == 2:
             raise UsageError("--channels 2: there are 1 (grey), 3 (colour) and 0 (as the data set has)")
         if self.normalize != "dataset":
@@ -220,7 +223,7 @@ class KLOptions(TransferOptions):
     GROUP: ClassVar = "method"
 
     kl_scale: Scale = opt("t2", "factor of the KL term: temperature squared (t2), temperature (t, as in MEKD's released code) or 1")
-    standardise: bool = opt(False, "standardise the logits of each image before the KL term (logit standardisation)")
+    standardise: bool = opt(False, "standardise the logits of each image before the softmax of the KL term; not with hard responses")
 
     def validate(self) -> None:
         super().validate()

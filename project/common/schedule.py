@@ -24,10 +24,10 @@ def milestones(args: Base) -> list[int]:
 def lr_at(args: Base, epoch: int) -> float:
     """The learning rate of epoch 1, 2, ..., args.epochs; after a warm-up it is what it would be without one, as in timm.
 
-    It starts anew in each round of `args.round_epochs()` epochs.
+    It starts anew in each round of `args.round_epochs()` epochs; the rest of --epochs, if any, has the last round's final learning rate.
     """
     length = args.round_epochs()
-    epoch = (epoch - 1) % length + 1
+    epoch = min(length, epoch - length * min((epoch - 1) // length, args.epochs // length - 1))
     if epoch <= args.lr_warmup:
         return args.LR_START + (epoch - 1) * (args.lr - args.LR_START) / args.lr_warmup
     if args.schedule == "cosine":

@@ -56,7 +56,7 @@ class SynthesisOptions(StudentOptions):
     schedule: Literal["multistep", "cosine"] = "cosine"
     ep_steps: int = opt(400, "number of training steps of the student per epoch", ge=1)
     kd_steps: int = opt(400, "number of training steps of the student between two syntheses", ge=1)
-    warmup: int = opt(20, "number of syntheses before the student's first step (all but the last without the adversarial term)", ge=0)
+    warmup: int = opt(20, "number of additional syntheses before the first epoch; the adversarial term begins with the last of them", ge=0)
     generator: Literal["rg", "single", "pixels"] = opt(
         "rg", "generator: two generators and a decoder (rg), one generator (single), or images whose pixels are trained (pixels)"
     )
@@ -64,19 +64,23 @@ class SynthesisOptions(StudentOptions):
     ngf: int = opt(64, "number of channels before a generator's last convolution", ge=1)
     meta: Literal["fomaml", "reptile", "none", "fresh"] = opt(
         "fomaml",
-        "update of the generator after a synthesis: first-order MAML (fomaml), Reptile (reptile), trained directly (none), or drawn anew "
-        "before each synthesis (fresh)",
+        "training of the generator: a copy for each synthesis, whose gradients (fomaml) or weights (reptile) then update it; directly, "
+        "with fixed latents (none); or drawn anew before each synthesis (fresh)",
     )
     g_steps: int = opt(10, "number of steps per synthesis", ge=1)
     lr_g: float = opt(2e-3, "learning rate of the generator within a synthesis (Adam)", gt=0)
     lr_g_meta: float = opt(0.0, "learning rate of the generator's update after a synthesis (Adam); 0: --g_steps times --lr_g", ge=0)
     lr_z: float = opt(0.01, "learning rate of the latents within a synthesis (Adam); 0: fixed latents", ge=0)
-    beta2: float = opt(0.999, "decay rate of Adam's second moment in a synthesis", ge=0, lt=1)
+    beta2: float = opt(0.999, "decay rate of the second moment of the generator's Adam optimizers", ge=0, lt=1)
     reset_at: int = opt(
-        0, "number of the synthesis before which the generator's linear layer and the batch norm behind it are drawn anew; 0: none", ge=0
+        0,
+        "index of the synthesis (from 1, with the warm-up) before which the first layers of each generator are drawn anew; 0: never",
+        ge=0,
     )
     adv: Literal["kl", "js"] = opt(
-        "kl", "divergence of student and teacher in the adversarial term: KL (kl), or Jensen-Shannon at temperature 3 (js)"
+        "kl",
+        "divergence of student and teacher in the adversarial term: KL, with a pool only of images that both give the same class (kl), or "
+        "Jensen-Shannon at temperature 3 (js)",
     )
     wanted: Literal["drawn", "own"] = opt("drawn", "target classes of the images: random (drawn), or the teacher's predicted class (own)")
     w_bn: float = opt(10.0, "weight of the distance to the teacher's batch-norm statistics", ge=0)
@@ -84,8 +88,8 @@ class SynthesisOptions(StudentOptions):
     w_adv: float = opt(1.33, "weight of the adversarial term (divergence of student and teacher, maximised)", ge=0)
     w_even: float = opt(0.0, "weight of the negative entropy of the batch's mean class probabilities", ge=0)
     w_act: float = opt(0.0, "weight of the mean absolute penultimate feature of the teacher (maximised)", ge=0)
-    w_cr: float = opt(0.0, "weight of the contrastive term (two views of an image against other images)", ge=0)
-    w_sbn: float = opt(0.0, "weight of the distance to the student's batch-norm statistics (maximised)", ge=0)
+    w_cr: float = opt(0.0, "weight of the contrastive term (an image and a random part of it against other images)", ge=0)
+    w_sbn: float = opt(0.0, "weight of the term that raises the distance to the student's batch-norm statistics", ge=0)
     w_tv: float = opt(0.0, "weight of the total variation of the images", ge=0)
     images: Literal["pool", "fresh"] = opt(
         "pool", "training images of the student: all synthetic images so far (pool), or new ones at each step (fresh)"

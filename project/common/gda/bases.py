@@ -50,17 +50,26 @@ class BaseLossOptions:
     base: Literal["none", "kd", "dkd", "rld", "dist", "mlkd", "augconf", "adaptconf", "fitnet", "rkd", "reviewkd"] = opt(
         "kd", "base loss, to which GDA's two terms are added"
     )
-    w_gt: float = opt(2.0, "weight of the cross-entropy to the labels", ge=0)
+    w_gt: float = opt(2.0, "weight of the cross-entropy", ge=0)
     w_kd: float = opt(1.0, "weight of the base loss", ge=0)
     temperature: float = opt(4.0, "temperature of the base loss", alias="t", ge=1e-3, le=1e3)
-    standardise: bool = opt(False, "standardise the logits of each image in the KL terms (base losses kd, dkd, rld and mlkd only)")
-    dkd_beta: float = opt(1.0, "weight of the term among the non-target classes (base losses dkd and rld only)", ge=0)
+    standardise: bool = opt(False, "standardise the logits of each image in the KL terms of the base losses kd, dkd, rld and mlkd")
+    dkd_beta: float = opt(
+        1.0,
+        "weight of the KL term among the non-target classes (base loss dkd), or the classes that the teacher ranks below the label (rld)",
+        ge=0,
+    )
     kd_warmup: int = opt(
-        20, "number of epochs over which the weights rise from 0 (base losses dkd, rld and reviewkd only)", ge=0, alias="dkd_warmup"
+        20,
+        "number of epochs over which the weight of the base loss rises from 0 (base losses dkd, rld and reviewkd only)",
+        ge=0,
+        alias="dkd_warmup",
     )
     dist_beta: float = opt(2.0, "weight of the correlation between classes (base loss dist only)", ge=0)
     dist_gamma: float = opt(2.0, "weight of the correlation between images (base loss dist only)", ge=0)
-    mlkd_class: float = opt(0.5, "weight of the similarity between classes, which grows as batch^2 / classes^3 (base loss mlkd only)", ge=0)
+    mlkd_class: float = opt(
+        0.5, "weight of the term of class similarities (base loss mlkd only); the term grows as batch size^2 / classes^3", ge=0
+    )
     alpha_max: float = opt(0.5, "final weight of the cross-entropy to the student's predicted class (base loss augconf only)", ge=0, lt=1)
 
     def fixed_length(self) -> str:
