@@ -306,7 +306,8 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
 
 # ---- options as a result keeps them
 
-BEFORE = {"weights_init": "fan_out", "rounds": 0, "views": "1"}  # what runs did before there was the option, if not today's default
+BEFORE = {"weights_init": "fan_out", "rounds": 0, "views": "1", "standardise": False}  # what runs did before there was the option
+BEFORE |= {"reset_at": 0, "beta2": 0.999, "adv": "kl", "w_sbn": 0.0, "w_tv": 0.0}
 
 
 def settings(args: RunOptions) -> dict[str, Any]:
@@ -315,10 +316,10 @@ def settings(args: RunOptions) -> dict[str, Any]:
 
 
 def differences(args: RunOptions, then: dict[str, Any]) -> list[str]:
-    """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then, or was not there."""
-    before = {f.name: f.default for f in fields(args)} | BEFORE
-    known = {k: next((then[n] for n in (k, *about["alias"]) if n in then), before[k]) for k, about in described(type(args)).items()}
-    return [f"--{k} {known[k]} (now {v})" for k, v in settings(args).items() if known[k] != v]
+    """What an earlier run's settings `then` have otherwise, a phrase each; an option may have had another name then."""
+    then = BEFORE | then
+    known = {k: next((n for n in (k, *about["alias"]) if n in then), None) for k, about in described(type(args)).items()}
+    return [f"--{k} {then[known[k]]} (now {v})" for k, v in settings(args).items() if known[k] and then[known[k]] != v]
 
 
 def flags(**options: Any) -> list[str]:
