@@ -92,10 +92,10 @@ def init_dcgan(net: nn.Module) -> None:
 
 
 def draw_anew(net: nn.Module) -> None:
-    """Draws all weights of a generator anew: as `init_dcgan`, of linear layers also from N(0, 0.02^2), and all biases 0."""
-    init_dcgan(net)
+    """Draws all weights of a generator anew: of linear layers and convolutions from N(0, 0.02^2) with biases 0, then as `init_dcgan`."""
     for m in net.modules():
-        if isinstance(m, nn.Linear):
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
             nn.init.normal_(m.weight, 0, 0.02)
-        if getattr(m, "bias", None) is not None:
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+    init_dcgan(net)
