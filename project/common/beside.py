@@ -44,7 +44,9 @@ def rows_of(path: Path) -> Iterator[dict[str, str]]:
         if code == "released":
             continue
         theirs = runs[method, "released"]
-        low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
-        gap = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f} [{low:+.2f}, {high:+.2f}]"
+        gap = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f}"
+        if min(len(ours), len(theirs)) > 1:
+            low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+            gap += f" [{low:+.2f}, {high:+.2f}]"
         row = {"method": method, "released, %": f"{spread(theirs)} ({len(theirs)})", "code": code}
         yield row | {"ours, %": f"{spread(ours)} ({len(ours)})", "ours - released": gap}
