@@ -20,7 +20,7 @@ from common.cli import cli
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,12 @@ from common.losses import balance, kl
 from common.options import AUGMENT, opt
 from common.pictures import save_grid
 from common.run import start
-from common.utils import matching
-
-CIFAR100 = {"batch_size": 512, "g_steps": 15, "lr_g": 5e-3, "lr_z": 0.015, "smoothing": 0.02}
-DATASET_SETTINGS = {"CIFAR100": CIFAR100}  # of the released code
 
 
 @dataclass
 class Args(SynthesisOptions):
+    SETTINGS: ClassVar = {"CIFAR100": {"batch_size": 512, "g_steps": 15, "lr_g": 5e-3, "lr_z": 0.015, "smoothing": 0.02}}
+
     epochs: int = opt(300, "number of epochs, each with a synthesis")
     batch_size: int = opt(256, "batch size in images, for the student and for a synthesis", ge=2)
     weight_decay: float = 1e-4
@@ -53,9 +51,6 @@ class Args(SynthesisOptions):
     w_even: float = opt(3.0, "weight of the diversity term (negative entropy, to base 10, of the batch's mean class probabilities)", ge=0)
     h_steps: int = opt(10, "number of gradient-sign steps that raise the entropy of the student's prediction; 0: none", ge=0)
     lr_h: float = opt(0.03, "change of each pixel in one step that raises the entropy, as a fraction of the pixel range", gt=0, le=1)
-
-    def presets(self) -> dict[str, Any]:
-        return DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
 
 
 def main(argv=None):

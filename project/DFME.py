@@ -20,23 +20,21 @@ Differs:
 from common.cli import cli
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from common.imitation.extraction import Extraction
+from common.imitation.options import GeneratorOptions
 from common.losses import kl_of_each
-from common.options import StudentOptions, opt
+from common.options import opt
 from common.pictures import save_grid
 from common.run import start
-from common.utils import matching
-
-DATASET_SETTINGS = {"SVHN": {"epochs": 22, "lr_g": 5e-5, "milestones": "0.5,0.8"}}  # of the released code: 2 million queries
 
 
 @dataclass
-class Args(StudentOptions):
+class Args(GeneratorOptions):
     NEEDS: ClassVar = "soft"
-    DATA: ClassVar = False
     AUGMENTS: ClassVar = False
+    SETTINGS: ClassVar = {"SVHN": {"epochs": 22, "lr_g": 5e-5, "milestones": "0.5,0.8"}}
 
     epochs: int = 223
     batch_size: int = opt(256, ge=2)
@@ -45,17 +43,12 @@ class Args(StudentOptions):
     steps: int = opt(50, "number of iterations per epoch", ge=1)
     g_steps: int = opt(1, "number of generator steps per iteration; 0: the generator is not trained", ge=0)
     s_steps: int = opt(5, "number of student steps per iteration", ge=1)
-    latent: int = opt(256, "dimension of the generator's input noise", ge=1)
-    ngf: int = opt(64, "number of channels before the generator's last convolution", ge=1)
     lr_g: float = opt(1e-4, "learning rate of the generator (Adam)", gt=0)
     directions: int = opt(1, "number of random directions per image in which the generator's gradient is estimated", ge=1)
     epsilon: float = opt(1e-3, "Euclidean length of the step in each direction, for images before tanh", gt=0, le=1)
     distance: Literal["l1", "kl"] = opt(
         "l1", "disagreement of student and teacher: mean absolute difference of the logits (l1), or KL divergence (kl)"
     )
-
-    def presets(self) -> dict[str, Any]:
-        return DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
 
 
 def main(argv=None):

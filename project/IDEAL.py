@@ -22,7 +22,7 @@ Differs:
 from common.cli import cli
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,23 +32,20 @@ from common.losses import balance, kl
 from common.options import opt
 from common.pictures import save_grid
 from common.run import start
-from common.utils import matching
 
 MIRRORED = {"augment": "crop_flip"}
-DATASET_SETTINGS = {"CIFAR10": MIRRORED | {"epochs": 400, "g_steps": 5}}  # of the released code
-DATASET_SETTINGS |= dict.fromkeys(("CIFAR100", "TinyImageNet", "ImageNet"), MIRRORED)
 
 
 @dataclass
 class Args(SynthesisOptions):
+    SETTINGS: ClassVar = {"CIFAR10": MIRRORED | {"epochs": 400, "g_steps": 5}}
+    SETTINGS |= dict.fromkeys(("CIFAR100", "TinyImageNet", "ImageNet"), MIRRORED)
+
     epochs: int = opt(100, "number of epochs, each with a synthesis")
     batch_size: int = opt(250, "batch size in images, for the student and for a synthesis", ge=2)
     lr: float = 0.01
     gamma: float = 1.0
     w_even: float = opt(5.0, "weight of the information term (negative entropy of the batch's mean class probabilities)", ge=0)
-
-    def presets(self) -> dict[str, Any]:
-        return DATASET_SETTINGS.get(matching(self.dataset, DATASET_SETTINGS), {})
 
 
 def main(argv=None):

@@ -137,9 +137,9 @@ class Record:
 
     def compare(self, then: dict) -> None:
         """UsageError where the options or the source files of this run are not those of an earlier one."""
-        free = {k: getattr(self.args, k) for k in ("epochs", "milestones")} if self.extends(then) else {}
+        free = {"epochs", "milestones"} if self.extends(then) else set()
         changed = [f"script {then['script']}"] if then.get("script", self.script) != self.script else []
-        changed += differences(self.args, then["options"] | free)
+        changed += differences(self.args, {k: v for k, v in then["options"].items() if k not in free})
         changed += [f"{path} (changed since)" for path, known in then["sources"].items() if Path(path).exists() and identity(path) != known]
         if changed:
             longer = " (--extend trains it further)" if [c.split()[0] for c in changed] == ["--epochs"] else ""

@@ -1,6 +1,6 @@
 """Loss terms that data-free methods use to make their synthetic images realistic and useful."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,22 @@ def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-class BatchNormHooks:
+class NormHooks:
+    """Records `record(x)` of the inputs x of batch-norm layers within `with hooks:`, into `seen`, one entry per layer of the last batch."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d], record: Callable[[Tensor], Any]) -> None:
+        self.norms, self.record, self.seen = norms, record, []
+
+    def __enter__(self) -> None:
+        self.seen = []
+        self.hooks = [m.register_forward_pre_hook(lambda m, x: self.seen.append(self.record(x[0]))) for m in self.norms]
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+class BatchNormHooks(NormHooks):
     """Records mean and variance of the inputs of batch-norm layers within `with hooks:`, and compares them with the teacher's.
 
     norms: the batch-norm layers. momentum: weight in [0, 1) of the statistics of earlier batches, which `remember` keeps.
@@ -49,15 +64,8 @@ class BatchNormHooks:
     """
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d], momentum: float) -> None:
-        self.norms, self.momentum, self.seen, self.past = norms, momentum, [], []
-
-    def __enter__(self) -> None:
-        self.seen = []
-        self.hooks = [m.register_forward_pre_hook(lambda m, x: self.seen.append(Moments.apply(x[0]))) for m in self.norms]
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        super().__init__(norms, Moments.apply)
+        self.momentum, self.past = momentum, []
 
     def loss(self) -> Tensor | float:
         """Returns the sum over layers of ||mean - running mean|| + ||variance - running variance||; 0.0 without layers.
@@ -113,22 +121,15 @@ def rolled(x: Tensor, flip: bool) -> Tensor:
     return x.flip(3) if flip and bool(torch.rand(()) < 0.5) else x
 
 
-class InstanceMeans:
+class InstanceMeans(NormHooks):
     """Records the mean over the pixels of the inputs of batch-norm layers within `with means:`, for each image.
 
-    features: (B, F) of the last batch, F the channels of all layers.
+    features: (B, F) of the last batch, F (`width`) the channels of all layers.
     """
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
-        self.norms, self.width = norms, sum(m.num_features for m in norms)
-
-    def __enter__(self) -> None:
-        self.seen = []
-        self.hooks = [m.register_forward_pre_hook(lambda m, x: self.seen.append(x[0].mean((2, 3)))) for m in self.norms]
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        super().__init__(norms, lambda x: x.mean((2, 3)))
+        self.width = sum(m.num_features for m in norms)
 
     @property
     def features(self) -> Tensor:

@@ -80,7 +80,7 @@ class ReviewKD(nn.Module):
     mdistiller (GDA's code: after it, and with the stem as a fifth level).
     """
 
-    BEFORE_RELU = True
+    BEFORE_RELU = RISES = True  # RISES: its weight rises over --kd_warmup epochs
 
     def __init__(self, small: Shapes, large: Shapes, widths: Sequence[int], args: Base) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Hints:
     """The feature loss `name` (a key of HINTS) for a run's student and teacher; `net`: the layers that it trains with the student."""
 
     def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name, shape = run, name, run.data.shape
+        self.run, shape = run, run.data.shape
         before_relu = getattr(HINTS[name], "BEFORE_RELU", False)
         self.stages = [Stages(run.student, shape, run.device), Stages(run.teacher.net, shape, run.device, before_relu)]
         with torch.no_grad():
@@ -162,5 +162,5 @@ class Hints:
         with student:
             s, feature_s = self.run.student(x, feature=True)
         terms = self.net(student.seen, teacher.seen, (feature_s, feature_t))
-        rise = warm_up(self.run.epoch, self.run.args.kd_warmup) if self.name == "reviewkd" else 1.0
+        rise = warm_up(self.run.epoch, self.run.args.kd_warmup) if getattr(self.net, "RISES", False) else 1.0
         return s.float(), t.float(), {k: rise * v for k, v in terms.items()}

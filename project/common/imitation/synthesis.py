@@ -11,24 +11,22 @@ from torch import Tensor
 from ..batches import Batches
 from ..cli import RunError, allocating
 from ..gan import Generator
-from ..options import StudentOptions, opt
+from ..options import opt
 from ..pool import Pool
 from ..run import Run
 from ..states import restore
 from ..utils import exact
+from .options import GeneratorOptions
 
 
 @dataclass
-class SynthesisOptions(StudentOptions):
+class SynthesisOptions(GeneratorOptions):
     """Options of a generator that is trained against the student, and of the pool."""
 
     GROUP: ClassVar = "method"
     NEEDS: ClassVar = "hard"
-    DATA: ClassVar = False
 
     response: str = "hard"
-    latent: int = opt(256, "dimension of the generator's input noise (latents)", ge=1)
-    ngf: int = opt(64, "number of channels before the generator's last convolution", ge=1)
     g_steps: int = opt(30, "number of training steps of the generator per synthesis", ge=1)
     lr_g: float = opt(1e-3, "learning rate of the generator (Adam)", gt=0)
     lr_z: float = opt(0.0, "learning rate of the latents (Adam); 0: fixed latents", ge=0)
