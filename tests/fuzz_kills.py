@@ -104,7 +104,8 @@ class Straight:
 def watch(at: int, number: int, save_every: float) -> None:
     """A hook: counts events in .events and answers in .asked, and sends the process the signal `number` at event `at`."""
     from common import record
-    from common.blackbox import BlackBox, Ledger
+    from common.blackbox import BlackBox, Local
+    from common.counter import Counter
     from common.training import Training
 
     seen, events = [], os.open(".events", os.O_WRONLY | os.O_CREAT, 0o666)
@@ -126,10 +127,10 @@ def watch(at: int, number: int, save_every: float) -> None:
         return call
 
     replace(record, "SAVE_EVERY", save_every)
-    for owner, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rename"), (Ledger, "add"), (Training, "tally")):
+    for owner, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rename"), (Counter, "add"), (Training, "tally")):
         replace(owner, name, around(getattr(owner, name)))
-    for name in ("api", "inside"):
-        replace(BlackBox, name, counted(getattr(BlackBox, name)))
+    for owner, name in ((Local, "answer"), (BlackBox, "inside")):
+        replace(owner, name, counted(getattr(owner, name)))
 
 
 def counted(f: Callable) -> Callable:

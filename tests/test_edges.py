@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, home_flags
 from PIL import Image
 
-from common.blackbox import Ledger
+from common.counter import Counter
 from common.options import flags, parse
 from common.transfer import Transfer
 
@@ -31,7 +31,7 @@ def test_am_on_a_small_set_buys_the_pairs_that_there_are(script, capsys):
 def test_kn_with_less_than_two_images_is_answered_before_anything_is_paid(script):
     with pytest.raises(UsageError, match=r"--budget 0.003 buys 1 of 259 images; a student needs at least 2"):
         script("KN", epochs=1, lamda=0.2, budget=0.003)
-    assert not any(Ledger(path).counts()["queries"] for path in (script.home / "checkpoints/KN").rglob("queries"))
+    assert not any(Counter(path).counts()["queries"] for path in (script.home / "checkpoints/KN").rglob("queries"))
 
 
 def test_robustness_of_a_model_of_one_class_says_that_there_is_no_boundary(script, tmp_path):
@@ -177,7 +177,7 @@ def test_a_stop_in_a_purchase_is_heard_and_what_was_answered_is_kept(script, tmp
         sent = time.monotonic()
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and time.monotonic() - sent < 10 and "stopped by SIGTERM" in out
-    t, counts = Transfer(path), Ledger(path.parent / "queries").counts()
+    t, counts = Transfer(path), Counter(path.parent / "queries").counts()
     assert 0 < len(t.columns["mbd"]) < len(t.columns["answers"]) and counts["queries"] >= t.about["own"]["queries"] > len(t)
 
 

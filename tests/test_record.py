@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, Death, home_flags, killed_after
 
 from common import checkpoints, cli
-from common.blackbox import Ledger
+from common.counter import Counter
 from common.earlier import aside_of, finished_result
 from common.options import flags
 from common.run import Run
@@ -190,7 +190,7 @@ def test_a_flipped_bit_anywhere_in_a_runs_files_is_found_or_harmless(name, cut_s
     readers = {
         "state.pt": lambda p: digest(checkpoints.read(p, objects=dict)),
         "transfer.safetensors": lambda p: digest(sorted(Transfer(p).columns.items())),
-        "queries": lambda p: digest(Ledger(p).counts()),
+        "queries": lambda p: digest(Counter(p).counts()),
     }
     known = readers[name](source)
     for at in range(3, len(content), max(1, len(content) // 60)):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import Death, run
 
-from common.blackbox import BlackBox, Ledger, Renormalised
+from common.blackbox import BlackBox
+from common.counter import Counter
 from common.models import build
 from common.options import normalisation
+from common.teachers import Renormalised
 from common.utils import safe, save
 
 
@@ -139,13 +141,13 @@ def test_an_answer_that_is_not_finite_stops_the_run_wherever_it_comes_from(name,
 
 
 def test_a_ledger_goes_on_and_refuses_another_file(tmp_path):
-    Ledger(tmp_path / "queries").add({"queries": 5, "private": 5, "bytes": 40})
-    again = Ledger(tmp_path / "queries")
+    Counter(tmp_path / "queries").add({"queries": 5, "private": 5, "bytes": 40})
+    again = Counter(tmp_path / "queries")
     again.add({"queries": 2, "mixed": 2})
-    assert Ledger(tmp_path / "queries").counts() == {"queries": 7, "private": 5, "mixed": 2, "public": 0, "synthetic": 0, "bytes": 40}
+    assert Counter(tmp_path / "queries").counts() == {"queries": 7, "private": 5, "mixed": 2, "public": 0, "synthetic": 0, "bytes": 40}
     (tmp_path / "other").write_text("no counts")
     with pytest.raises(UsageError, match="other has 9 bytes, not 112: it does not hold counts of queries"):
-        Ledger(tmp_path / "other")
+        Counter(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_budget_holds_over_a_kill(script, monkeypatch):
             script("MEKD", **options)
     with pytest.raises(UsageError, match=r"--query_budget 578 allows \d+ more queries"):
         script("MEKD", **options)
-    ledger = Ledger(next((script.home / "checkpoints/MEKD").rglob("queries")))
+    ledger = Counter(next((script.home / "checkpoints/MEKD").rglob("queries")))
     assert ledger.counts()["queries"] <= 60
 
 

@@ -1,11 +1,24 @@
-"""argparse as this project uses it: an error is one line, and several words can be one value."""
+"""argparse as this project uses it: options are fields of dataclasses, an error is one line, and several words can be one value."""
 
 import argparse
 import difflib
 import re
+from dataclasses import field
+from typing import Any
 
 from .cli import UsageError
-from .values import short
+from .values import BOUNDS, short
+
+
+def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] | None = None, **bounds: float) -> Any:
+    """A field of an options class. help: a noun phrase with unit or values; alias: other names; bounds: gt, ge, lt, le.
+
+    What is left out is as in the class that is inherited from. TypeError for a bound that there is not.
+    """
+    if unknown := bounds.keys() - BOUNDS.keys():
+        raise TypeError(f"opt: no bound {', '.join(sorted(unknown))}; there are {', '.join(BOUNDS)}")
+    given = {"help": help, "alias": (alias,) if isinstance(alias, str) else alias, "bounds": bounds or None}
+    return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
 
 
 class Joined(argparse.Action):

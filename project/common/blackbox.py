@@ -2,21 +2,18 @@
 
 import math
 import re
-import zlib
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cli import RunError, UsageError
-from .utils import check_regular
+from .counter import KINDS
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
-KINDS = ("private", "mixed", "public", "synthetic")  # images asked about; mixed: of private images, or points between two
 
 
 def rank(response: str) -> int:
@@ -27,72 +24,79 @@ def rank(response: str) -> int:
     return RESPONSES.index(kind)
 
 
-class Ledger:
-    """Counts of what was sent, in a file. A count is in the file before the images are sent, and never goes back.
+class OutOfBudget(UsageError):
+    """The next query would go over a limit of queries or of cost. fits: how many of the images that were wanted are within it."""
 
-    The file is mapped into memory, so that a count costs nothing and survives the end of the process, whatever ends it. It holds the counts
-    twice, each copy with a checksum: a kill while one is written, or a damage of one, leaves the other.
+    def __init__(self, message: str, fits: int = 0):
+        super().__init__(message)
+        self.fits = fits
+
+
+class Asked(Protocol):
+    """What a BlackBox asks: a net of this process (Local), or a server and the answers that were bought before (api.paid.Paid).
+
+    identity: letters that tell it from other teachers.
     """
 
-    NAMES = ("queries", *KINDS, "bytes")
+    identity: str
 
-    def __init__(self, path: Path, fresh: bool = False, before: Callable[[], None] | None = None):
-        """Goes on with the counts of the file `path`, from 0 where there is none or `fresh`. before: called before the file is made.
+    def answer(self, x: Tensor, stage: str = "train") -> Tensor:
+        """Answers (N, K) to images x (N, C, H, W): logits, probabilities (NaN where none was told), or the one-hot vectors of classes.
 
-        UsageError where it is damaged, or another kind of file.
+        stage: what they are for, train or audit.
         """
-        self.path, self.before, self.copies, self.now = path, before, None, np.zeros(len(self.NAMES), np.int64)
-        check_regular(path)
-        if not fresh and path.exists():
-            self.open("r+")
 
-    def open(self, mode: str) -> None:
-        """Maps the file into memory, and reads the newer copy."""
-        shape = (2, len(self.NAMES) + 1)
-        if mode == "r+" and self.path.stat().st_size != 8 * math.prod(shape):
-            size = f"{self.path.stat().st_size} bytes, not {8 * math.prod(shape)}"
-            raise UsageError(f"{self.path} has {size}: it does not hold counts of queries; move it away and run again")
-        self.copies = np.memmap(self.path, np.int64, mode, shape=shape)
-        whole = [copy[:-1] for copy in self.copies if copy[-1] == self.checksum(copy[:-1])]
-        if not whole and self.copies.any():
-            raise UsageError(f"{self.path} is damaged: its counts of queries are lost; move it away, and run again with --overwrite")
-        self.now = max(whole, key=lambda counts: counts[0], default=self.now).copy()
+    def audit(self, x: Tensor) -> Tensor | None:
+        """Log-probabilities (N, K) that cost nothing; None where they have to be asked for."""
 
-    @staticmethod
-    def checksum(counts: np.ndarray) -> int:
-        """Of one copy."""
-        return zlib.crc32(counts.tobytes(), 1)
-
-    def add(self, counts: dict[str, int]) -> None:
-        """Adds counts by name."""
-        if self.copies is None:
-            if self.before:
-                self.before()
-            self.open("w+")
-        for name, n in counts.items():
-            self.now[self.NAMES.index(name)] += n
-        for i in range(2):
-            self.copies[i] = *self.now, self.checksum(self.now)
-
-    def counts(self) -> dict[str, int]:
-        """All counts by name."""
-        return dict(zip(self.NAMES, self.now.tolist(), strict=True))
+    def check_finite(self) -> None:
+        """RunError where an answer since the beginning was not finite."""
 
 
-class Renormalised(nn.Module):
-    """A net that is given images of another normalisation than its own.
+class Local:
+    """A net that answers as an API would. chunk: images a forward pass, by default as many as make 4 million pixel values on a GPU, half a
+    million on the CPU (its caches), 256 to 8,192. identity: letters that tell it from other teachers."""
 
-    here, its: (mean, std) of the images that come and of those that the net was trained on, (1, C, 1, 1) each, for pixels in [0, 1].
-    """
+    def __init__(self, net: nn.Module, response: str, chunk: int | None = None, identity: str = ""):
+        self.net, self.response, self.chunk, self.identity = net.eval().requires_grad_(False), response, chunk, identity
+        self.rank, self.finite = rank(response), True
 
-    def __init__(self, net: nn.Module, here: tuple[Tensor, Tensor], its: tuple[Tensor, Tensor]):
-        super().__init__()
-        self.net = net
-        self.register_buffer("scale", here[1] / its[1])
-        self.register_buffer("shift", (here[0] - its[0]) / its[1])
+    def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x, a forward pass each."""
+        values = 2**22 if x.is_cuda else 2**19
+        return x.split(self.chunk or min(8192, max(256, values // max(1, x[:1].numel()))))
 
-    def forward(self, x: Tensor, feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        return self.net(torch.addcmul(self.shift, x, self.scale), feature=feature)
+    @torch.no_grad()
+    def answer(self, x: Tensor, stage: str = "train") -> Tensor:
+        """See Asked."""
+        return torch.cat([self.shown(self.net(c).float()) for c in self.chunks(x)])
+
+    def shown(self, logits: Tensor) -> Tensor:
+        """What the API shows of logits (N, K)."""
+        self.note_finite(logits)
+        if self.rank >= RESPONSES.index("logits"):
+            return logits
+        if self.rank == RESPONSES.index("hard"):
+            return F.one_hot(logits.argmax(1), logits.shape[1]).float()
+        p = logits.softmax(1)
+        if self.rank == RESPONSES.index("soft"):
+            return p
+        values, classes = p.topk(min(int(self.response[5:]), p.shape[1]))
+        return torch.full_like(p, torch.nan).scatter(1, classes, values)
+
+    def note_finite(self, logits: Tensor) -> None:
+        """Remembers, on the device, whether all logits so far were finite."""
+        self.finite = self.finite & logits.detach().isfinite().all()
+
+    def check_finite(self) -> None:
+        """RunError where an answer since the beginning was not finite; waits for the device."""
+        if not bool(self.finite):
+            raise RunError("the teacher answered with NaN or infinity; check its weights and its normalisation (--teacher_normalize)")
+
+    @torch.no_grad()
+    def audit(self, x: Tensor) -> Tensor:
+        """Its log-probabilities (N, K), whatever it shows."""
+        return torch.cat([self.net(c).float().log_softmax(1) for c in self.chunks(x)])
 
 
 class BlackBox:
@@ -104,18 +108,31 @@ class BlackBox:
       topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
       hard     a class is sent; its one-hot vector
 
-    budget: queries it may answer, None without limit; `earlier`: those that others have spent of it. chunk: images a forward pass, by
-    default as many as make 4 million pixel values on a GPU, half a million on the CPU (its caches), 256 to 8,192. identity: letters that
-    tell it from other teachers.
-    counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure). ledger: a Ledger,
-    where what is sent is to be counted whatever becomes of the process. free_audit: whether `audit` costs nothing. stop: called before a
-    query, to leave in the midst of a purchase.
+    asked: a net, or another object that answers. budget: queries it may answer, None without limit; `earlier`: those that others have
+    spent of it. chunk, identity: of a net, see Local.
+    counts: queries, of them those about images of each kind of KINDS, bytes (float32 images sent, the paper's measure). counter: a Counter,
+    where what is sent is to be counted whatever becomes of the process. free_audit: whether `audit` costs nothing; audited: how many images
+    it had to ask about. planned: the most queries that the run takes, as far as it is known. stop: called before a query, to leave in the
+    midst of a purchase. quote: called with `planned` and the images before a query, to say its price instead of sending it.
     """
 
-    def __init__(self, net: nn.Module, response: str = "soft", budget: int | None = None, chunk: int | None = None, identity: str = ""):
-        self.net, self.response, self.budget, self.chunk = net.eval().requires_grad_(False), response, budget, chunk
-        self.rank, self.earlier, self.identity = rank(response), 0, identity
-        self.counts, self.ledger, self.stop, self.finite, self.free_audit = self.zero(), None, None, True, True
+    def __init__(
+        self, asked: nn.Module | Asked, response: str = "soft", budget: int | None = None, chunk: int | None = None, identity: str = ""
+    ):
+        self.asked = Local(asked, response, chunk, identity) if isinstance(asked, nn.Module) else asked
+        self.response, self.budget, self.rank, self.earlier, self.planned = response, budget, rank(response), 0, 0
+        self.counts, self.counter, self.stop, self.free_audit, self.audited = self.zero(), None, None, True, 0
+        self.quote = None
+
+    @property
+    def identity(self) -> str:
+        """Letters that tell the teacher from others."""
+        return self.asked.identity
+
+    @property
+    def net(self) -> nn.Module:
+        """The net of a teacher of this process, for a method that looks inside."""
+        return self.asked.net
 
     @staticmethod
     def zero() -> dict[str, int]:
@@ -136,7 +153,7 @@ class BlackBox:
         self.afford(len(x))
         self.count(x, kind, sent=0)
         logits, feature = self.net(x, feature=True)
-        self.note_finite(logits)
+        self.asked.note_finite(logits)
         return logits, feature
 
     def norms(self) -> list[nn.BatchNorm2d]:
@@ -158,35 +175,27 @@ class BlackBox:
         if self.stop:
             self.stop()
         self.afford(len(x))
+        if self.quote:
+            self.quote(self.planned, x)
         self.count(x, kind)
-        return torch.cat([self.recover(self.api(c)) for c in self.chunks(x)])  # (N, K)
-
-    def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x, a forward pass each."""
-        values = 2**22 if x.is_cuda else 2**19
-        return x.split(self.chunk or min(8192, max(256, values // max(1, x[:1].numel()))))
+        return self.recover(self.asked.answer(x))  # (N, K)
 
     def count(self, x: Tensor, kind: str, sent: int = 1) -> None:
         """Counts a query for each image of x (N, C, H, W); sent: 0 where nothing leaves the device."""
         new = {"queries": len(x), kind: len(x), "bytes": x.numel() * 4 * sent}
         for name, n in new.items():
             self.counts[name] += n
-        if self.ledger:
-            self.ledger.add(new)
+        if self.counter:
+            self.counter.add(new)
 
     def billed(self) -> dict[str, int]:
         """Counts of all that was sent, also by earlier parts of the run whose answers were lost."""
-        sent = self.ledger.counts() if self.ledger else self.counts
+        sent = self.counter.counts() if self.counter else self.counts
         return {k: max(n, sent[k]) for k, n in self.counts.items()}
-
-    def note_finite(self, logits: Tensor) -> None:
-        """Remembers, on the device, whether all logits so far were finite."""
-        self.finite = self.finite & logits.detach().isfinite().all()
 
     def check_finite(self) -> None:
         """RunError where an answer since the beginning was not finite; waits for the device."""
-        if not bool(self.finite):
-            raise RunError("the teacher answered with NaN or infinity; check its weights and its normalisation (--teacher_normalize)")
+        self.asked.check_finite()
 
     @property
     def allowance(self) -> float:
@@ -202,45 +211,32 @@ class BlackBox:
         """UsageError if a run of n queries is over its budget, which is said before the first one; the same before and after a stop."""
         if n > self.allowance:
             raise self.over_budget(n, self.allowance, self.earlier)
+        self.planned = max(self.planned, int(n))
 
     def afford(self, n: int) -> None:
         """UsageError if n more queries would go over the budget; a method that knows its number asks first."""
         if n > self.left:
             raise self.over_budget(n, self.left, self.earlier + self.billed()["queries"])
 
-    def over_budget(self, n: int, left: float, asked: int) -> UsageError:
+    def over_budget(self, n: int, left: float, asked: int) -> OutOfBudget:
         """The error for n queries where `left` are allowed and `asked` have been sent."""
         left = f"--query_budget {self.budget} allows {left} more queries ({asked} asked so far)"
-        return UsageError(f"{left}, {n} are wanted; raise it, or ask about fewer images")
+        return OutOfBudget(f"{left}, {n} are wanted; raise it, or ask about fewer images")
 
-    @torch.no_grad()
     def audit(self, x: Tensor) -> Tensor:
-        """Log-probabilities (N, K) as the one who runs the experiment sees them. Not counted, and no method may learn from them."""
-        return torch.cat([self.net(c).float().log_softmax(1) for c in self.chunks(x)])
+        """Log-probabilities (N, K) as the one who runs the experiment sees them. No query of the run, and no method may learn from them."""
+        if (free := self.asked.audit(x)) is not None:
+            return free
+        self.audited += len(x)
+        return self.recover(self.asked.answer(x, "audit")).log_softmax(1)
 
-    @torch.no_grad()
-    def api(self, x: Tensor) -> Tensor | tuple:
-        """What the server would send: logits, probabilities (N, K), values and classes (N, k) each, or classes (N,)."""
-        logits = self.net(x).float()
-        self.note_finite(logits)
-        if self.rank >= RESPONSES.index("logits"):
-            return logits
-        if self.hard:
-            return logits.argmax(1), logits.shape[1]
-        p = logits.softmax(1)
-        return p if self.response == "soft" else (*p.topk(min(int(self.response[5:]), p.shape[1])), p.shape[1])
-
-    def recover(self, answer: Tensor | tuple) -> Tensor:
+    def recover(self, answer: Tensor) -> Tensor:
         """Logits up to a constant of each row (N, K) from what was sent; the one-hot vector from a class."""
-        if self.rank >= RESPONSES.index("logits"):
+        if self.hard or self.rank >= RESPONSES.index("logits"):
             return answer
-        if self.hard:
-            return F.one_hot(*answer).float()
-        if self.response != "soft":
-            values, classes, k = answer
-            rest = (1 - values.sum(1, keepdim=True)).clamp_min(0) / max(1, k - values.shape[1])
-            answer = rest.expand(-1, k).scatter(1, classes, values)
-        log_p = answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
+        told = answer.isfinite()
+        rest = (1 - answer.nansum(1, keepdim=True)).clamp_min(0) / (~told).sum(1, keepdim=True).clamp_min(1)
+        log_p = answer.where(told, rest).clamp_min(torch.finfo(answer.dtype).tiny).log()
         return log_p - log_p.mean(1, keepdim=True)
 
     def state_dict(self) -> dict[str, int]:

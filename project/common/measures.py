@@ -31,7 +31,8 @@ def quality(
     net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Tensor | None = None, amp: str = "off"
 ) -> dict[str, float]:
     """The net on labelled images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside a teacher, whose
-    log-probabilities are `truth` (N, K), agreement in percent and KL(teacher || student) in nats. Nothing where there are no images."""
+    log-probabilities are `truth` (N, K), agreement in percent and KL(teacher || student) in nats, over the images that it has classified
+    (NaN: not classified). Nothing where there are no images."""
     if not len(images):
         return {}
     s, y = infer(net.eval(), images, view, amp).float(), images.y  # (N, K)
@@ -39,6 +40,8 @@ def quality(
     if s.shape[1] > 10:
         row["top5"] = percent((s.topk(5).indices == y[:, None]).any(1))
     if truth is not None:
+        asked = ~truth[:, 0].isnan()
+        s, truth = s[asked], truth[asked]
         row |= {"agreement": percent(s.argmax(1) == truth.argmax(1)), "teacher_kl": kl(s, truth).item()}
     return row
 

@@ -8,31 +8,19 @@ import inspect
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from .arguments import Joined, Parser
+from .api.options import ApiOptions
+from .arguments import Joined, Parser, opt
 from .blackbox import rank
 from .cli import UsageError
 from .losses import Scale
-from .utils import run_name
-from .values import BOUNDS, check, interval, normalisation, real, whole
+from .utils import is_url, run_name
+from .values import check, interval, normalisation, real, whole
 
 MAX_SEED = 2**32 - 1
-GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
-
-
-def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] | None = None, **bounds: float) -> Any:
-    """A field of an options class. help: a noun phrase with unit or values; alias: other names; bounds: gt, ge, lt, le.
-
-    What is left out is as in the class that is inherited from. TypeError for a bound that there is not.
-    """
-    if unknown := bounds.keys() - BOUNDS.keys():
-        raise TypeError(f"opt: no bound {', '.join(sorted(unknown))}; there are {', '.join(BOUNDS)}")
-    given = {"help": help, "alias": (alias,) if isinstance(alias, str) else alias, "bounds": bounds or None}
-    return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
-
-
+GROUPS = ("method", "training", "data", "teacher", "API", "run")  # of --help, in this order
 WEIGHTS_INIT = Literal["torch", "fan_out"]
 AUGMENT = Literal["none", "crop", "crop_flip", "resized_crop", "auto"]
 
@@ -162,13 +150,17 @@ class NetOptions:
 
 
 @dataclass
-class TeacherOptions(Base):
+class TeacherOptions(ApiOptions, Base):
     """A script that asks a teacher."""
 
     GROUP: ClassVar = "teacher"
     NEEDS: ClassVar = "hard"
+    FREE: ClassVar = Base.FREE | ApiOptions.LIMITS
 
-    teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list, or py:FILE.py:FUNCTION (uint8 images to answers)")
+    teacher: str = opt(
+        "ResNet32",
+        "architecture of the teacher: a model of the list, py:FILE.py:FUNCTION (uint8 images to answers), or a server's URL",
+    )
     teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=MAX_SEED)
     weights: str = opt("", "key of the teacher's weights in its checkpoint file, if the file has several (A.B: nested key)")
     teacher_normalize: str = opt(
@@ -184,8 +176,12 @@ class TeacherOptions(Base):
     def validate(self) -> None:
         super().validate()
         rank(self.response)
+        self.check_api()
         if self.teacher_normalize:
             check_normalisation(self.teacher_normalize, "--teacher_normalize")
+
+    def presets(self) -> dict[str, Any]:
+        return {"ledger": True} if is_url(self.teacher) else {}
 
     def teacher_checkpoint(self) -> tuple[str, str]:
         """(the script that the teacher is of, the name under which that saves it)."""
@@ -264,12 +260,20 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
     check_all(args, options)  # before presets, which look names up
-    for name, value in args.presets().items():
+    for name, value in presets_of(args).items():
         if name not in given:
             setattr(args, name, value)
     check_all(args, options)
     args.validate()
     return args
+
+
+def presets_of(args: RunOptions) -> dict[str, Any]:
+    """{option: value} of the `presets` of all classes of the options; those of a script come before those that it inherits."""
+    found = {}
+    for c in reversed(type(args).__mro__):
+        found |= c.__dict__["presets"](args) if "presets" in c.__dict__ else {}
+    return found
 
 
 def check_all(args: RunOptions, options: dict[str, dict]) -> None:

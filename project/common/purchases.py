@@ -1,14 +1,14 @@
 """The queries of a run, and the answers it buys once and keeps in a transfer set."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .batches import Batches, Map, Streamed, batches_of
-from .blackbox import BlackBox, Remembered
+from .blackbox import BlackBox, OutOfBudget, Remembered
 from .checkpoints import identity, read
 from .cli import UsageError, allocating, say
 from .datasets import Data, Images
@@ -99,7 +99,7 @@ class Purchases:
         A dry run makes do with two batches.
         """
         left = self.teacher.allowance
-        n = min(n, 2 * self.args.batch_size) if self.args.dry_run else n
+        n = min(n, 2 * self.args.batch_size) if self.args.dry_run and not self.teacher.quote else n
         if left < min(n, 2):
             before = f" ({self.teacher.earlier:,} were asked for what this run is made from)" if self.teacher.earlier else ""
             raise UsageError(f"--query_budget {self.args.query_budget} leaves {left} queries{before}, too few to train on; raise it")
@@ -136,6 +136,7 @@ class Purchases:
             with allocating("the images to ask about", "--queries", "--query_budget", "--img_size"):
                 t.add_rows(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.number)))
         stop = t.ends[self.number - 1]
+        self.teacher.planned = max(self.teacher.planned, stop)
         return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
 
     def grow(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Columns:
@@ -152,7 +153,7 @@ class Purchases:
             "sources": self.record.sources,
         }
         printed = time.monotonic()
-        for end in t.fill(make, name, size, stop):
+        for end in self.within_limits(make, name, size, stop):
             if time.monotonic() - printed > 30:
                 say(f"{name}: {end:,} of {stop:,}, {self.teacher.counts['queries']:,} queries")
                 printed = time.monotonic()
@@ -161,7 +162,24 @@ class Purchases:
             t.save(about | {"made": t.made, "own": self.teacher.state_dict(), "counts": self.total_counts()})
             if self.stop.requested:
                 self.stop.leave()
+        stop = min(stop, t.ends[-1])
         return {k: v[:stop].to(self.device) for k, v in t.columns.items() if len(v) >= stop}
+
+    def within_limits(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Iterator[int]:
+        """Transfer.fill; where --max_cost is reached, the purchase ends with the rows that it has, if training can begin with them."""
+        t = self.transfer
+        try:
+            yield from t.fill(make, name, size, stop)
+        except OutOfBudget as e:
+            at = len(t.columns.get(name, ()))
+            if name == "answers" and e.fits:
+                yield from t.fill(make, name, e.fits, at + e.fits)
+                at += e.fits
+            if not self.args.max_cost or at < 2:
+                raise
+            say(f"{e}; the run goes on with {at:,} of {stop:,} images (for all of them: a higher limit, and --overwrite)")
+            t.cut(at)
+            yield at
 
     def keep(self, name: str, make: Callable[[], Columns], **shapes: Sequence[int]) -> Columns:
         """The tensors that make() gives by name, made once: they stay in the run's folder as NAME.pt, with the queries they took.

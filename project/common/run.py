@@ -7,28 +7,34 @@ other modules: `training` (the loop), `purchases` (queries and their answers), `
 import inspect
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .api.paid import Paid, opened, quote
+from .api.remote import Remote
+from .audit import audit
 from .batches import Batches, Map, Streamed, batches_of
-from .blackbox import RESPONSES, BlackBox, Ledger, Renormalised, rank
+from .blackbox import RESPONSES, BlackBox, Local, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
 from .cli import UsageError, say
+from .counter import Counter
 from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
-from .measures import copying, infer, percent, quality
+from .measures import copying, infer, quality
 from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
 from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Purchases, resident
 from .record import Record
 from .schedule import milestones
-from .teachers import AbsentTeacher, OwnTeacher, check_teacher, class_names, near_chance, num_classes_without_data, teacher_normalisation
+from .teachers import AbsentTeacher, OwnTeacher, check_teacher, class_names, num_classes_without_data, renormalised, teacher_normalisation
 from .training import Stop, Training, command_of
 from .transfer import Columns, Transfer
+from .utils import is_url
 from .weights import StateDict
 
 
@@ -76,10 +82,13 @@ class Run:
         if args.compile and self.student:
             self.student.compile()
         if self.teacher:
-            self.teacher.ledger = Ledger(self.record.folder / "queries", fresh=args.overwrite, before=self.record.claim)
+            self.teacher.counter = Counter(self.record.folder / "queries", fresh=args.overwrite, before=self.record.claim)
             self.teacher.stop = stop.check
+            if isinstance(paid := self.teacher.asked, Paid):
+                paid.pause = stop.check
+                self.teacher.quote = partial(quote, paid) if args.dry_run else None
         self.purchases = Purchases(args, self.record, transfer, self.data, self.private, self.teacher, stop, self.load)
-        self.training = Training(args, self.device, self.record, self.teacher, stop, self.save_best if args.val and self.student else None)
+        self.training = Training(args, self.device, self.record, self.teacher, stop, self.save_student)
         used = f"{len(self.private):,} of {len(self.data.train):,} training images" if args.DATA else "no training image"
         say(f"{self.record.title}: {used}; {device_name(self.device)}")
 
@@ -89,7 +98,7 @@ class Run:
         """UsageError for a net that cannot take images of the run's size, before the data is read."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         for name in (a.model, a.teacher):
-            if name and not name.startswith("py:"):
+            if name and not name.startswith("py:") and not is_url(name):
                 check_fit(name, spec.classes or 10, a.channels or spec.channels, a.img_size or spec.size)
 
     def load(self, name: str, classes_without_data: int = 0) -> Data:
@@ -132,6 +141,8 @@ class Run:
         if rank(a.response) < RESPONSES.index(a.NEEDS):
             hint = f"use --response {a.NEEDS}, where the teacher gives it, or a script that needs less (docs/running.md)"
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; {hint}")
+        if is_url(a.teacher):
+            return Path(), {}, {}
         if a.teacher.startswith("py:"):
             path = Path(a.teacher[3:].rpartition(":")[0]).expanduser()
             self.record.sources[str(path)] = identity(path)
@@ -145,37 +156,28 @@ class Run:
         return path, *self.record.source(path, a.weights)
 
     def open_teacher(self, path: Path, state: StateDict, meta: dict) -> None:
-        a = self.args
-        here = self.data.mean, self.data.std
-        if a.teacher.startswith("py:"):
-            net = OwnTeacher(a.teacher, a.response, self.data.classes, *here)
-        elif not state:
-            net = AbsentTeacher()
+        """Makes what answers for the teacher, and lets it classify the test images (--audit)."""
+        a, here = self.args, (self.data.mean, self.data.std)
+        its = teacher_normalisation(meta, a, self.data)
+        if is_url(a.teacher):
+            source = Remote(a, self.data.names, self.data.shape, here, its)
         else:
-            check_teacher(path, meta, a, self.data)
-            net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
-            its = teacher_normalisation(meta, a, self.data)
-            if any(not torch.equal(u, v) for u, v in zip(here, its, strict=True)):
-                net = Renormalised(net, here, its)
-        self.teacher = BlackBox(net, a.response, a.query_budget or None, identity=self.record.sources.get(str(path), ""))
-        self.teacher_path, self.teacher_accuracy, seen = path, None, "there are no images to test it with"
-        if isinstance(net, AbsentTeacher):
+            net = AbsentTeacher()
+            if a.teacher.startswith("py:"):
+                net = OwnTeacher(a.teacher, a.response, self.data.classes, *here)
+            elif state:
+                check_teacher(path, meta, a, self.data)
+                net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
+                net = renormalised(net, here, its)
+            source = Local(net, a.response, identity=self.record.sources.get(str(path), ""))
+        self.teacher = BlackBox(opened(a, source, self.data.classes, str(self.record.folder)), a.response, a.query_budget or None)
+        self.teacher_path, self.teacher_accuracy = path, None
+        if isinstance(source, Local) and isinstance(net, AbsentTeacher):
             return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
-        if isinstance(net, OwnTeacher):  # each of its answers may cost something
-            self.teacher.free_audit = False
-            return say(f"teacher {a.teacher}: it is not asked about test images; it answers {a.response}")
-        if len(self.test):
-            self.truth = self.infer(self.teacher.audit, self.test)
-            if bad := len(self.truth) - int(self.truth.isfinite().all(1).sum()):
-                raise UsageError(
-                    f"{path} answers with NaN to {bad:,} of {len(self.truth):,} {self.split} images; check its weights and normalisation"
-                )
-            self.teacher_accuracy = percent(self.truth.argmax(1) == self.test.y)
-            seen = f"{self.teacher_accuracy:.2f} % of {len(self.test):,} {self.split} images"
-        say(f"teacher {a.teacher}: {seen}; it answers {a.response}")
-        if len(self.test) and near_chance(self.teacher_accuracy, len(self.test), self.data.classes):
-            causes = "its normalisation (--teacher_normalize), the order of its classes, or its last layer may differ"
-            say(f"WARNING: the teacher is near chance ({100 / self.data.classes:.2f} %): {causes}")
+        self.teacher.free_audit = isinstance(source, Local) and not isinstance(net, OwnTeacher)
+        self.truth, self.teacher_accuracy = audit(
+            a, self.teacher, self.test, self.split, self.infer, a.teacher if is_url(a.teacher) else str(path)
+        )
 
     def net(self, name: str) -> nn.Module:
         """A new net of this name for the run's classes and images."""
@@ -297,7 +299,10 @@ class Run:
             result["repeated"] = billed["queries"] - own["queries"]
             again = f" ({result['repeated']:,} of them twice, after a stop)" if result["repeated"] else ""
             summary += [f"{total['queries']:,} queries{again}, {total['bytes'] / 1e6:.1f} MB sent"]
-            result["teacher_accuracy"] = self.teacher_accuracy
+            result |= {"teacher_accuracy": self.teacher_accuracy, "audited": self.teacher.audited}
+            if isinstance(self.teacher.asked, Paid) and (bought := self.teacher.asked.bought()):
+                result["api"], words = bought
+                summary += words
         summary += [*self.summary_parts, f"{self.record.seconds() / 60:.1f} min"]
         seconds = self.training.epoch_seconds
         result["epoch_seconds"] = round(statistics.median(seconds), 4) if seconds else None
@@ -323,6 +328,7 @@ class Run:
             meta |= meta_of(net)
         return meta
 
-    def save_best(self) -> None:
-        """Saves the student as best.pt, for the best epoch so far on held-out images."""
-        self.record.save_net("best", self.student, self.meta(self.student))
+    def save_student(self, name: str) -> None:
+        """Saves the student as NAME.pt: as `best` after the best epoch so far on held-out images."""
+        self.record.claim()
+        self.record.save_net(name, self.student, self.meta(self.student))

@@ -10,10 +10,34 @@ from torch import Tensor
 
 from .cli import RunError, UsageError
 from .datasets import Data, Spec, spec_of
+from .datasets.images import to_pixels
 from .models.library import own_object
 from .options import Base, TeacherOptions, dataset_tag
 from .values import normalisation
 from .weights import oddity
+
+Normalisation = tuple[Tensor, Tensor]  # mean, std, (1, C, 1, 1) each, for pixels in [0, 1]
+
+
+class Renormalised(nn.Module):
+    """A net that is given images of another normalisation than its own.
+
+    here, its: (mean, std) of the images that come and of those that the net was trained on, (1, C, 1, 1) each, for pixels in [0, 1].
+    """
+
+    def __init__(self, net: nn.Module, here: Normalisation, its: Normalisation):
+        super().__init__()
+        self.net = net
+        self.register_buffer("scale", here[1] / its[1])
+        self.register_buffer("shift", (here[0] - its[0]) / its[1])
+
+    def forward(self, x: Tensor, feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return self.net(torch.addcmul(self.shift, x, self.scale), feature=feature)
+
+
+def renormalised(net: nn.Module, here: Normalisation, its: Normalisation) -> nn.Module:
+    """`net`, in Renormalised where its normalisation is another than that of the images that come."""
+    return net if all(torch.equal(u, v) for u, v in zip(here, its, strict=True)) else Renormalised(net, here, its)
 
 
 class OwnTeacher(nn.Module):
@@ -31,8 +55,7 @@ class OwnTeacher(nn.Module):
         """Logits (N, K), up to a constant of each row; of a class the one-hot vector."""
         if feature:
             raise UsageError(f"{self.name} has no features; this method needs a net, and --response inside")
-        images = ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        answers = self.ask(images)
+        answers = self.ask(to_pixels(x, self.mean, self.std))
         if what := oddity("answers", answers):
             raise UsageError(f"{self.name} returned a tensor that is {what}; return an ordinary tensor of real numbers")
         if not answers.isfinite().all():
@@ -81,7 +104,7 @@ def check_teacher(path: Path, meta: dict, args: TeacherOptions, data: Data) -> N
         raise UsageError(f"{path} has the classes {', '.join(names)}; {args.dataset} now has {', '.join(data.names)}; train it again")
 
 
-def teacher_normalisation(meta: dict, args: TeacherOptions, data: Data) -> tuple[Tensor, Tensor]:
+def teacher_normalisation(meta: dict, args: TeacherOptions, data: Data) -> Normalisation:
     """(mean, std), (1, C, 1, 1) each, for pixels in [0, 1]: of --teacher_normalize, else of the teacher's file, else the data set's."""
     if args.teacher_normalize:
         found = normalisation(args.teacher_normalize, data.shape[0], "--teacher_normalize")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from .blackbox import BlackBox
+from .blackbox import BlackBox, OutOfBudget
 from .cli import RunError, Stopped, allocating, say
 from .options import Base
 from .record import Record
@@ -76,10 +76,10 @@ class Training:
         record: Record,
         teacher: BlackBox | None,
         stop: Stop,
-        save_best: Callable[[], None] | None = None,
+        save: Callable[[str], None],
     ):
-        """save_best: called after an epoch that is better than those before."""
-        self.args, self.device, self.record, self.teacher, self.stop, self.save_best = args, device, record, teacher, stop, save_best
+        """save(name): saves the student as NAME.pt."""
+        self.args, self.device, self.record, self.teacher, self.stop, self.save = args, device, record, teacher, stop, save
         self.epoch, self.done, self.printed, self.epoch_seconds = 0, 0, 0.0, []
 
     def fit(
@@ -106,7 +106,7 @@ class Training:
             for group in main.param_groups:
                 group["lr"] = lr_at(self.args, epoch)
             student.train()
-            with allocating("a training step", "--batch_size", "--img_size"):
+            with allocating("a training step", "--batch_size", "--img_size"), self.keeping_student():
                 for batch in self.steps(batches):
                     with autocast(self.device, self.args.amp):
                         terms = loss(*batch)
@@ -117,6 +117,16 @@ class Training:
                     for o in every:
                         o.step()
                     self.tally(**terms)
+
+    @contextmanager
+    def keeping_student(self) -> Iterator[None]:
+        """A block that trains the student; where a limit of queries or of cost ends it, the student is saved as it is."""
+        try:
+            yield
+        except OutOfBudget as e:
+            self.save("student")
+            what = f"the student of epoch {self.epoch} is in {self.record.folder / 'student.pt'}"
+            raise RunError(f"{e}; {what}; with a higher limit the same command goes on: {self.stop.command}") from None
 
     def epochs(self, evaluate: Callable[[], dict], until: int | None = None, **objects) -> Iterator[int]:
         """Yields the epochs still to do up to `until`; logs, evaluates and saves after each. `objects`: all that has a state to resume."""
@@ -134,8 +144,8 @@ class Training:
             if epoch % self.args.eval_every == 0 or epoch == until:
                 row |= evaluate()
             improved = self.record.log(row)
-            if improved and self.save_best:
-                self.save_best()
+            if improved and self.args.val and self.args.model:
+                self.save("best")
             self.report(row, total, (total - epoch) * (time.monotonic() - began) / (epoch - done))
             self.record.save_state(epoch, objects, self.device, force=epoch == until or self.stop.requested)
             self.epoch_seconds.append(time.monotonic() - self.epoch_began)

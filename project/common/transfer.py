@@ -110,6 +110,11 @@ class Transfer:
                 self.columns[k] = torch.cat([self.columns[k], new.cpu()]) if at else new.cpu()
             yield end
 
+    def cut(self, n: int) -> None:
+        """Leaves the first n rows, and the purchases that they are of."""
+        self.columns = {k: v[:n] for k, v in self.columns.items()}
+        self.ends = [*(end for end in self.ends if end < n), n]
+
     def whole(self) -> Columns:
         """{column: the rows of it for which there is an answer}"""
         n = len(self.columns.get("answers", ()))

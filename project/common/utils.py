@@ -80,15 +80,27 @@ def safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-")
 
 
+def is_url(name: str) -> bool:
+    """Whether the name of a teacher is the URL of a server."""
+    return name.lower().startswith(("http://", "https://"))
+
+
 def net_name(name: str) -> str:
-    """A net's name as folders have it: `x/y.py:Net` -> `file-y_Net-1a2b3c4d`, others as they are."""
+    """A net's name as folders have it: `x/y.py:Net` -> `file-y_Net-1a2b3c4d`, `http://host/v2/models/Net` -> `api-Net-1a2b3c4d`."""
+    if is_url(name):
+        return safe(f"api-{name.partition('?')[0].rstrip('/').rpartition('/')[2]}-{letters(name)}")
     return unique("file", name.replace(".py:", "_")) if ".py:" in name else name
 
 
 def unique(kind: str, path: str) -> str:
     """A name of the last part of a path and of letters that tell it from other paths."""
     path = os.path.normpath(os.path.expanduser(path))
-    return f"{kind}-{os.path.basename(path)}-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
+    return f"{kind}-{os.path.basename(path)}-{letters(path)}"
+
+
+def letters(text: str) -> str:
+    """Eight letters that tell a text from others."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 # ---- writing: whole or not at all

@@ -17,6 +17,10 @@ TYPES |= {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
 NAMES = {np.dtype(t): name for name, t in TYPES.items()}
 
 
+class Incomplete(ValueError):
+    """A body that is not JSON, or shorter than it says: it may have been cut off on its way."""
+
+
 def pack(head: dict, tensors: dict[str, np.ndarray], field: str, binary: bool = False) -> tuple[bytes, dict[str, str]]:
     """(body, HTTP headers) of a message: the entries of `head`, and under `field` ("inputs" or "outputs") the tensors, by name.
 
@@ -48,7 +52,7 @@ def unpack(body: bytes, json_size: str | None, field: str) -> tuple[dict, dict[s
     size = len(body)
     if json_size is not None:
         if not json_size.isascii() or not json_size.isdecimal() or int(json_size) > len(body):
-            raise ValueError(f"{JSON_SIZE} is {json_size[:20]!r}, and the body has {len(body)} bytes")
+            raise Incomplete(f"{JSON_SIZE} is {json_size[:20]!r}, and the body has {len(body)} bytes")
         size = int(json_size)
     head, at, tensors = parsed(body[:size]), size, {}
     if not isinstance(head, dict) or not isinstance(head.get(field), list) or not head[field]:
@@ -60,7 +64,7 @@ def unpack(body: bytes, json_size: str | None, field: str) -> tuple[dict, dict[s
             tensors[name] = from_json(entry.get("data"), dtype, shape, name)
             continue
         if type(length) is not int or length < 0 or at + length > len(body):
-            raise ValueError(f"{name} has binary_data_size {length!r}, and {len(body) - at} bytes are left")
+            raise Incomplete(f"{name} has binary_data_size {length!r}, and {len(body) - at} bytes are left")
         tensors[name] = from_bytes(body[at : at + length], dtype, shape, name)
         at += length
     if at != len(body):
@@ -69,14 +73,14 @@ def unpack(body: bytes, json_size: str | None, field: str) -> tuple[dict, dict[s
 
 
 def parsed(text: bytes) -> Any:
-    """What a JSON text holds; NaN and Infinity, which Python's servers write, are read. ValueError for what is not JSON."""
+    """What a JSON text holds; NaN and Infinity, which Python's servers write, are read. Incomplete for what is not JSON."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise ValueError("the body is not JSON, or was cut short") from None
+            raise Incomplete("the body is not JSON, or was cut short") from None
 
 
 def described(entry: Any, field: str) -> tuple[str, str, list[int]]:

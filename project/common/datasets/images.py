@@ -140,6 +140,11 @@ def resize(x: Tensor, size: int) -> Tensor:
     return out
 
 
+def to_pixels(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalised floats (N, C, H, W) -> uint8; mean, std: (1, C, 1, 1), for pixels in [0, 1]."""
+    return ((x.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8, or float in [0, 1], (N, C, H, W) -> float (N, C, H, W) less the mean, over the standard deviation, (1, C, 1, 1) each."""
     top = 1 if x.is_floating_point() else 255

@@ -19,7 +19,7 @@ SIZES = (8, 16, 28, 32, 64, 75, 128, 224)  # sizes that the error message for to
 def canonical(name: str) -> str:
     """Returns the name as MODELS or its library spells it (case, `-` and `_` do not matter).
 
-    Raises UsageError, with all allowed names, for an unknown one.
+    A URL, of a teacher's server, is its own name. Raises UsageError, with all allowed names, for an unknown one.
     """
     return canonical_library_name(name) or lookup(name, MODELS, "model", "torchvision:NAME, timm:NAME, file.py:Class")
 

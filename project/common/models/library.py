@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor
 
 from ..cli import UsageError
-from ..utils import check_regular, matching
+from ..utils import check_regular, is_url, matching
 
 
 class WithFeature:
@@ -114,6 +114,8 @@ def own_object(name: str) -> object:
 def canonical_library_name(name: str) -> str | None:
     """The name as its library spells it, None for a name of our own models; UsageError where the library has none of this name."""
     kind, _, inner = name.partition(":")
+    if is_url(name):
+        return name
     if kind == "py":  # a teacher that is a function
         own_object(inner)
         return name
@@ -137,6 +139,7 @@ def make_library_net(name: str, classes: int, channels: int, size: int) -> nn.Mo
     if name.split(":")[0].endswith(".py"):
         return own_net(name, classes, channels, size)
     kind, _, inner = name.partition(":")
-    if kind == "py":
-        raise UsageError(f"{name} is a function, which can be a teacher, not a student; for a net of yours give path/to/file.py:Class")
+    if kind == "py" or is_url(name):
+        what = "a server" if is_url(name) else "a function"
+        raise UsageError(f"{name} is {what}, which can be a teacher, not a student; for a net of yours give path/to/file.py:Class")
     return (timm_net if kind == "timm" else torchvision_net)(inner, classes, channels, size)

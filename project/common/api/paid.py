@@ -1,0 +1,252 @@
+"""Answers that are bought from a teacher once: what the ledger has is taken from it, the rest is asked for, within a limit of cost."""
+
+import math
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..blackbox import Local, OutOfBudget
+from ..cli import RunError, Stopped, UsageError, say
+from ..options import TeacherOptions
+from ..utils import clock, net_name, safe
+from .client import Refused
+from .ledger import Ledger, key_of
+from .remote import Remote
+
+Bought = tuple[Sequence[bytes], np.ndarray]  # images by their keys, and the answers to them
+CANARIES = 3  # images that are asked about again when a run goes on
+MOVED = 0.01  # change of a probability from which on an answer counts as another
+
+
+class Paid:
+    """What a BlackBox asks where answers are bought: see blackbox.Asked.
+
+    source: the server (Remote), or a net of this process (Local), whose answers are kept too. ledger: None where nothing is kept. run: the
+    name of the run in the ledger. pause: called while requests are waited for, to leave if the run is to stop.
+    """
+
+    def __init__(self, args: TeacherOptions, source: Remote | Local, ledger: Ledger | None, classes: int, run: str):
+        self.args, self.source, self.ledger, self.classes, self.run = args, source, ledger, classes, run
+        self.identity, self.local, self.pause = source.identity, isinstance(source, Local), None
+        self.price = 0.0 if self.local else args.price_per_1k / 1000
+        self.canaries = ledger.canaries() if ledger and not self.local else []
+        self.checked, self.spent_here = not self.canaries, 0.0
+        self.limit = args.max_cost or np.inf
+        self.pool = None if self.local else ThreadPoolExecutor(args.concurrency, thread_name_prefix="api")
+
+    def audit(self, x: Tensor) -> Tensor | None:
+        """See Asked."""
+        return self.source.audit(x) if self.local else None
+
+    def check_finite(self) -> None:
+        """See Asked."""
+        if self.local:
+            self.source.check_finite()
+
+    def bought(self) -> tuple[dict, list[str]] | None:
+        """(counts and cost of the run, what the run's last line says of them); None where there is no ledger."""
+        if not self.ledger:
+            return None
+        counts = self.ledger.totals(self.run) | {"currency": self.args.currency}
+        words = f"{counts['images']:,} bought" + (f" for {counts['cost']:.2f} {counts['currency']}" if self.price else "")
+        return counts, [f"{words}, {counts['hits']:,} from the ledger"]
+
+    def answer(self, x: Tensor, stage: str = "train") -> Tensor:
+        """See Asked. OutOfBudget, before anything is sent, where --max_cost does not allow all of them."""
+        parts = [row.tobytes() for row in x.detach().float().cpu().contiguous().numpy()] if self.local else self.source.encode(x)
+        keys = [key_of(p) for p in parts]
+        if self.ledger is None:
+            self.keep_within(keys, {}, self.spent_here)
+            found = [a for _, answers in self.buy(keys, parts, stage, x) for a in answers]
+            self.spent_here += self.price * len(keys)
+            return self.tensor(found, x.device)
+        with self.ledger.exclusive(self.pause):
+            found = self.ledger.find(keys)
+            new = [i for i, key in enumerate(keys) if key not in found]
+            first = list({keys[i]: i for i in reversed(new)}.values())[::-1]  # the first of each image that is asked about twice
+            if new:
+                self.check_canaries()
+                self.keep_within(keys, found, self.ledger.spent(self.run) if self.price else 0.0)
+                chosen = x if len(first) == len(x) else x[torch.tensor(first, device=x.device)]
+                for bought, answers in self.buy([keys[i] for i in first], [parts[i] for i in first], stage, chosen):
+                    found |= dict(zip(bought, answers, strict=True))
+            if len(first) < len(keys):
+                self.ledger.add_hits(self.run, stage, len(keys) - len(first))
+        return self.tensor([found[key] for key in keys], x.device)
+
+    def tensor(self, answers: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """Answers (N, K) as a tensor; of classes the one-hot vectors."""
+        found = torch.from_numpy(np.stack(answers)).to(device)
+        return F.one_hot(found.long(), self.classes).float() if found.dim() == 1 else found
+
+    def keep_within(self, keys: Sequence[bytes], found: dict, spent: float) -> None:
+        """OutOfBudget where the images that are not in `found` would cost more than is left; its `fits` counts the first that do not."""
+        if not self.price or self.limit == np.inf:
+            return
+        left, known = int((self.limit - spent) / self.price + 1e-6), set(found)
+        for i, key in enumerate(keys):
+            if key not in known:
+                if left < 1:
+                    a = self.args
+                    what = f"--max_cost {a.max_cost:g} {a.currency} is reached: {spent:.4f} are spent, and {len(keys)} images are wanted"
+                    raise OutOfBudget(what, i)
+                left -= 1
+                known.add(key)
+
+    # ---- asking
+
+    def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, x: Tensor | None) -> Iterator[Bought]:
+        """Yields (keys, answers) of each call, as they come; they are in the ledger by then.
+
+        An error ends it when all requests that are under way have ended, so that no answer is lost.
+        """
+        if self.local:
+            yield keys, self.compute(keys, stage, x)
+            return
+        at, pending, error = 0, {}, None
+        try:
+            while at < len(keys) or pending:
+                while at < len(keys) and len(pending) < self.args.concurrency and not error:
+                    size = self.source.batch
+                    some, images = keys[at : at + size], parts[at : at + size]
+                    pending[self.submit(some, images, stage)] = some
+                    at += len(some)
+                    if self.source.protocol.untried:
+                        break
+                for future in self.done(pending):
+                    some, answers, problem = self.settle(future, pending.pop(future))
+                    error = error or problem
+                    if answers is not None:
+                        yield some, answers
+                if error and not pending:
+                    raise error
+        finally:
+            if pending:
+                self.source.client.stopped.set()
+                for future in list(pending):
+                    self.settle(future, pending.pop(future))
+                self.source.client.stopped.clear()
+
+    def submit(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str) -> Future:
+        """Notes a call, and sends it."""
+        request, size = uuid.uuid4().hex, sum(map(len, parts))
+        call = self.ledger.intend(request, self.run, stage, keys, size, self.price * len(keys)) if self.ledger else 0
+        attempts = []
+        future = self.pool.submit(self.source.send, list(parts), request, attempts)
+        future.call, future.attempts, future.parts = call, attempts, parts
+        return future
+
+    def done(self, pending: dict[Future, Sequence[bytes]]) -> list[Future]:
+        """The requests that have ended, at least one, in the order in which they were sent."""
+        while True:
+            ended, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            if ended:
+                return [f for f in pending if f in ended]
+            if self.pause:
+                self.pause()
+
+    def settle(self, future: Future, keys: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray | None, Exception | None]:
+        """(keys, answers, error) of a request, when its end is in the ledger."""
+        try:
+            answers, error = future.result(), None
+        except (RunError, UsageError) as e:
+            answers, error = None, e
+        if self.ledger:
+            state = "answered" if error is None else "lost" if any(lost for *_, lost in future.attempts) else "refused"
+            self.ledger.end(future.call, state, answers, future.attempts, keys)
+            if answers is not None and not self.canaries:
+                self.canaries = list(zip(keys, future.parts, answers, strict=True))[:CANARIES]
+                self.ledger.add_canaries(self.canaries)
+        return keys, answers, error
+
+    def compute(self, keys: Sequence[bytes], stage: str, x: Tensor) -> np.ndarray:
+        """The answers of a net of this process to images x, when they are in the ledger."""
+        began = time.time()
+        found = self.source.answer(x)
+        self.check_finite()
+        answers = (found.argmax(1) if self.ledger.hard else found).cpu().numpy()
+        self.ledger.add(self.run, stage, keys, x.numel() * 4, answers, began)
+        return answers
+
+    # ---- the same teacher still?
+
+    def check_canaries(self) -> None:
+        """RunError where the teacher now answers otherwise than when the ledger began.
+
+        It is asked once a process, before anything new is bought.
+        """
+        if self.checked:
+            return
+        now, canaries = {}, self.canaries
+        for key, image, _ in canaries:
+            for some, answers in self.buy([key], [image], "canary", None):
+                now |= dict(zip(some, answers, strict=True))
+        changes = [self.change(now[key], then) for key, _, then in canaries]
+        if moved := [c for c in changes if c > MOVED]:
+            what = f"{len(moved)} of {len(canaries)} images have other answers than before (a probability moved by {max(moved):.2f})"
+            hint = f"move {self.ledger.path} away, and start anew with --overwrite, or go back to the model of before"
+            raise RunError(f"the teacher at {self.args.teacher} has changed: {what}; {hint}")
+        self.checked = True
+
+    def change(self, now: np.ndarray, then: np.ndarray) -> float:
+        """How far two answers to one image are apart: the largest change of a probability; 1 for another class."""
+        if self.ledger.hard:
+            return float(now != then)
+        if self.args.response == "logits":
+            now, then = (np.exp(v - v.max()) / np.exp(v - v.max()).sum() for v in (now, then))
+        return float(np.nanmax(np.abs(np.nan_to_num(now) - np.nan_to_num(then))))
+
+
+# ---- opening
+
+
+def opened(args: TeacherOptions, source: Remote | Local, classes: int, run: str) -> Paid | Local:
+    """What a BlackBox asks: `source` itself, or Paid with the ledger of this teacher and response. run: the run's name in the ledger.
+
+    RunError where a server cannot be reached of which nothing was bought before.
+    """
+    local = isinstance(source, Local)
+    if local and (not args.ledger or args.dry_run):
+        return source
+    name = f"{net_name(args.teacher)}-{source.identity}-{safe(args.response)}.sqlite"
+    path, ledger = Path(args.checkpoints_dir) / "ledgers" / name, None
+    if args.ledger and (path.exists() or not args.dry_run):
+        about = {"teacher": args.teacher, "identity": source.identity, "response": args.response, "classes": classes}
+        ledger = Ledger(path, about, durable=not local)
+        if args.overwrite:
+            ledger.rename_run(run)
+    if not local:
+        try:
+            source.describe()
+        except RunError as e:
+            if not ledger or not ledger.old or isinstance(e, Refused):
+                raise
+            source.protocol.form = ledger.described().get("form", source.protocol.form)
+            say(f"WARNING: {e}; the {ledger.old:,} answers in {path} are used as far as they go")
+        if ledger:
+            ledger.describe("form", source.protocol.form)
+    return Paid(args, source, ledger, classes, run)
+
+
+def quote(paid: Paid, planned: int, x: Tensor) -> None:
+    """Says what a run will cost, before anything is asked, and ends it (--dry_run). planned: queries; x: the images of the first one."""
+    a, source = paid.args, paid.source
+    if not planned:
+        say("the number of queries depends on the answers: limit it with --query_budget or --max_cost")
+    n = planned or len(x)
+    known = len(paid.ledger.find([key_of(p) for p in source.encode(x)])) if paid.ledger else 0
+    requests, size = math.ceil(n / source.protocol.batch), len(source.encode(x[:1])[0])
+    seconds = paid.ledger.seconds_per_request() if paid.ledger else None
+    pace = [requests / a.rps] * bool(a.rps) + [requests * seconds / a.concurrency] * (seconds is not None)
+    cost = f"{n * paid.price:,.2f} {a.currency}" if paid.price else "no price is given (--price_per_1k)"
+    time = f"about {clock(max(pace))}" if pace else "unknown time (no --rps, and no request in the ledger)"
+    say(f"{a.teacher}: at most {n:,} images in {requests:,} requests, {n * size / 1e6:,.1f} MB of images; {cost}; {time}")
+    say(f"{known:,} of the first {len(x):,} images are in the ledger; nothing was asked")
+    raise Stopped(0)
