@@ -19,7 +19,7 @@ from .utils import run_name
 from .values import BOUNDS, check, interval, normalisation, real, whole
 
 MAX_SEED = 2**32 - 1
-GROUPS = ("method", "training", "data", "teacher", "run")  # of --help, in this order
+GROUPS = ("method", "server", "access", "training", "data", "teacher", "run")  # of --help, in this order
 
 
 def opt(default: Any, help: str | None = None, *, alias: str | tuple[str, ...] | None = None, **bounds: float) -> Any:
