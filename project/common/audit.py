@@ -1,4 +1,4 @@
-"""The audit: the teacher classifies test images, so that its accuracy and the student's agreement with it are known. No queries of a run."""
+"""The audit: the teacher classifies test images, so that its accuracy and the student's agreement with it are known."""
 
 from collections.abc import Callable
 

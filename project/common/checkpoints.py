@@ -184,13 +184,17 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Callab
     mean, std = (torch.tensor(data[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
 
     def preprocess(x: Tensor) -> Tensor:
-        x = x.to(device)
-        if not data["crop_from"]:
-            return normalised(recoloured(resize(x, size), channels), mean, std)
-        x = center_crop(resize_side(x, [data["crop_from"]], antialias=True), [size, size])  # files, whose grey pixels stay as they are
-        return normalised(exact_grey(x) if channels == 1 < x.shape[1] else recoloured(x, channels), mean, std)
+        return normalised(fit_pixels(x.to(device), size, channels, data["crop_from"]), mean, std)
 
     return net.eval().requires_grad_(False), preprocess, list(data["names"])
+
+
+def fit_pixels(x: Tensor, size: int, channels: int, crop_from: int) -> Tensor:
+    """uint8 images (N, 1 or 3, H, W) of any size -> uint8 (N, channels, size, size). crop_from: the resize rule, as Data.crop_from."""
+    if not crop_from:
+        return recoloured(resize(x, size), channels)
+    x = center_crop(resize_side(x, [crop_from], antialias=True), [size, size])  # files, whose grey pixels stay as they are
+    return exact_grey(x) if channels == 1 < x.shape[1] else recoloured(x, channels)
 
 
 # ---- finding

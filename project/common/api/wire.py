@@ -5,6 +5,7 @@ https://github.com/kserve/open-inference-protocol; binary data: the binary tenso
 
 import json
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,17 @@ class Incomplete(ValueError):
     """A body that is not JSON, or shorter than it says: it may have been cut off on its way."""
 
 
-def pack(head: dict, tensors: dict[str, np.ndarray], field: str, binary: bool = False) -> tuple[bytes, dict[str, str]]:
+def pack(head: dict, tensors: dict[str, np.ndarray], field: str, binary: bool | Container[str] = False) -> tuple[bytes, dict[str, str]]:
     """(body, HTTP headers) of a message: the entries of `head`, and under `field` ("inputs" or "outputs") the tensors, by name.
 
-    binary: whether the values follow the JSON as bytes. ValueError for values that are not finite, which JSON does not know.
+    binary: whether the values follow the JSON as bytes, or the names of the tensors whose values do. ValueError for values that are not
+    finite, which JSON does not know.
     """
     listed, raw = [], []
     for name, values in tensors.items():
         values = np.ascontiguousarray(values)
         entry = {"name": name, "shape": list(values.shape), "datatype": NAMES[values.dtype]}
-        if binary:
+        if binary is True or (binary and name in binary):
             raw.append(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         elif values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -39,7 +41,7 @@ def pack(head: dict, tensors: dict[str, np.ndarray], field: str, binary: bool = 
             entry["data"] = values.ravel() if values.dtype != np.float16 else values.ravel().astype(np.float32)
         listed.append(entry)
     text = orjson.dumps(head | {field: listed}, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not binary:
+    if not raw:
         return text, {"Content-Type": "application/json"}
     return b"".join([text, *raw]), {"Content-Type": "application/octet-stream", JSON_SIZE: str(len(text))}
 

@@ -52,8 +52,8 @@ def extensions() -> frozenset[str]:
 # ---- one picture
 
 
-def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
-    """The picture of a file, upright, on white, with 8 bits per channel; its first frame where it has several.
+def read_picture(path: str | Path | BinaryIO, mode: str = "RGB") -> Image.Image:
+    """The picture of a file, or of its content, upright, on white, with 8 bits per channel; its first frame where it has several.
 
     mode: RGB or L (grey). Raises Unreadable for a file that is broken or whose range of values is not known.
     """
@@ -94,8 +94,13 @@ def check_header(path: str | Path) -> None:
         raise Unreadable(reason(e, path)) from None
 
 
-def open_picture(path: str | Path) -> BinaryIO:
-    """A file, open for reading. Raises Unreadable for a pipe, a socket or a device, which would be waited for, and a link to nothing."""
+def open_picture(path: str | Path | BinaryIO) -> BinaryIO:
+    """A file, open for reading; content that is open stays as it is.
+
+    Raises Unreadable for a pipe, a socket or a device, which would be waited for, and a link to nothing.
+    """
+    if not isinstance(path, (str, Path)):
+        return path
     if os.path.exists(path) and not os.path.isfile(path):
         raise Unreadable("a folder" if os.path.isdir(path) else "a pipe, a socket or a device")
     if os.path.islink(path) and not os.path.exists(path):
@@ -111,7 +116,7 @@ def check_kind(image: Image.Image) -> None:
         raise Unreadable(f"{image.width} x {image.height} pixels, longer than {NARROW} times its width")
 
 
-def reason(e: Exception, path: str | Path) -> str:
+def reason(e: Exception, path: str | Path | BinaryIO) -> str:
     """Why a picture cannot be read, in a few words."""
     words = " ".join(str(e).split())
     if isinstance(e, MemoryError):
@@ -123,7 +128,7 @@ def reason(e: Exception, path: str | Path) -> str:
     if isinstance(e, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(e, UnidentifiedImageError):
-        return "not an image that Pillow can read" if os.path.getsize(path) else "empty"
+        return "empty" if isinstance(path, (str, Path)) and not os.path.getsize(path) else "not an image that Pillow can read"
     cut = ("truncat", "unexpected end", "end of file", "broken data stream", "unpack requires", "not enough")
     if isinstance(e, (EOFError, struct.error)) or any(c in words.lower() for c in cut):
         return "truncated"
