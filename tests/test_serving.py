@@ -55,7 +55,7 @@ def local(home, response):
 def test_answers_are_those_of_the_local_teacher_bit_by_bit(trained, binary):
     box, view = local(trained, "logits")
     x = pixels(50)
-    logits = box.api(view(x))
+    logits = box(view(x))
     with serving_here(trained, response="logits") as url:
         for images in (x, view(x).numpy()):
             status, found = ask(url, images, ["logits", "probabilities", "label"], binary)

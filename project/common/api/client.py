@@ -56,9 +56,9 @@ class Client:
         self.pool = urllib3.PoolManager(num_pools=2, maxsize=args.concurrency, block=True, headers=headers, retries=False)
         self.next_start, self.pacing, self.stopped, self.random = 0.0, threading.Lock(), threading.Event(), random.Random()
 
-    def get(self, path: str = "") -> bytes:
-        """The body of a GET request below the URL."""
-        return self.ask("GET", path, None, {}, lambda body, headers: body, [])
+    def get(self, base: str = "") -> bytes:
+        """The body of a GET request to the URL, or to another one of the server."""
+        return self.ask("GET", "", None, {}, lambda body, headers: body, [], min(2, self.args.retries), base)
 
     def ask(
         self,
@@ -68,19 +68,23 @@ class Client:
         headers: dict[str, str],
         understand: Callable[[bytes, dict], Any],
         attempts: list[tuple[float, float, str, bool]],
+        retries: int | None = None,
+        base: str = "",
     ) -> Any:
         """understand(body, headers) of the server's answer to a request below the URL, which is sent until it is answered.
 
-        attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each.
+        attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each. retries: further
+        attempts, by default those of the options.
         Refused for a status after which it is no use, and for an answer that is not understood (ValueError); RunError where all
         attempts failed.
         """
-        for number in range(self.args.retries + 1):
+        retries = self.args.retries if retries is None else retries
+        for number in range(retries + 1):
             self.pace()
             began, wait, answer, outcome, lost = time.time(), 0.0, None, "broken off", True
             try:
                 answer = self.pool.request(
-                    method, self.url + path, body=body, headers=self.pool.headers | headers, timeout=self.args.timeout, redirect=False,
+                    method, (base or self.url) + path, body=body, headers=self.pool.headers | headers, timeout=self.args.timeout, redirect=False,
                     preload_content=False,
                 )  # fmt: skip
                 content = answer.read(LARGEST + 1)
@@ -102,9 +106,9 @@ class Client:
                 if answer.status not in AGAIN:
                     raise Refused(f"{self.url} answered with status {outcome}: {self.words(content)}", answer.status)
                 outcome, wait = f"status {outcome}: {self.words(content)}", retry_after(answer.headers.get("Retry-After", ""))
-            if number < self.args.retries:
+            if number < retries:
                 self.sleep(wait or min(LONGEST, 0.5 * 2**number) * self.random.uniform(0.5, 1.5))
-        tries = f"{self.args.retries + 1} attempts" if self.args.retries else "one attempt"
+        tries = f"{retries + 1} attempts" if retries else "one attempt"
         raise RunError(f"{self.url} did not answer in {tries} ({outcome}); the same command goes on when it does")
 
     def failure(self, e: HTTPError) -> str:

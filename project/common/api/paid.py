@@ -244,7 +244,7 @@ def quote(paid: Paid, planned: int, x: Tensor) -> None:
     known = len(paid.ledger.find([key_of(p) for p in source.encode(x)])) if paid.ledger else 0
     requests, size = math.ceil(n / source.protocol.batch), len(source.encode(x[:1])[0])
     seconds = paid.ledger.seconds_per_request() if paid.ledger else None
-    pace = [requests / a.rps] * bool(a.rps) + [requests * seconds / a.concurrency] * (seconds is not None)
+    pace = ([requests / a.rps] if a.rps else []) + ([requests * seconds / a.concurrency] if seconds else [])
     cost = f"{n * paid.price:,.2f} {a.currency}" if paid.price else "no price is given (--price_per_1k)"
     time = f"about {clock(max(pace))}" if pace else "unknown time (no --rps, and no request in the ledger)"
     say(f"{a.teacher}: at most {n:,} images in {requests:,} requests, {n * size / 1e6:,.1f} MB of images; {cost}; {time}")

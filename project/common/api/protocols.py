@@ -55,6 +55,15 @@ class OpenInference:
             self.batch = min(most, 8192)
         self.check_shape()
         self.choose(names)
+        self.untried = not self.says_binary()
+
+    def says_binary(self) -> bool:
+        """Whether the server says that it takes binary data, so that no request has to show it."""
+        try:
+            about = parsed(self.client.get(base=self.client.url.partition("/v2/models/")[0] + "/v2"))
+            return "binary_tensor_data" in about["extensions"]
+        except (RunError, ValueError, KeyError, TypeError):
+            return False
 
     def check_shape(self) -> None:
         """UsageError where the server takes images of another shape than the run's."""
@@ -86,13 +95,12 @@ class OpenInference:
         if self.binary and self.untried:
             try:
                 found = self.post(parts, request, attempts)
-                self.untried = False
-                return found
             except Refused as e:
                 if e.status in (401, 402, 403, 404):
                     raise
                 self.binary = False  # now as JSON, which all servers take
-        found = self.post(parts, request, attempts)
+        if not self.binary or not self.untried:
+            found = self.post(parts, request, attempts)
         self.untried = False
         return found
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..blackbox import BlackBox, Renormalised
+from ..blackbox import Local
 from ..checkpoints import check_meta, fit_pixels, identity, load_weights, read_weights, teacher_file
 from ..cli import UsageError
 from ..datasets import Data, load, spec_of
 from ..datasets.images import normalised
 from ..devices import device_of
 from ..models import build, canonical
-from ..teachers import check_teacher, class_names, teacher_normalisation
+from ..teachers import check_teacher, class_names, renormalised, teacher_normalisation
 from ..utils import net_name, safe
 from ..values import normalisation
 from .options import ModelOptions
@@ -76,16 +76,14 @@ def open_model(args: ModelOptions, name: str = "") -> Model:
     net = build(args.teacher, data.classes, data.shape, device).to(memory_format=torch.channels_last)
     net = load_weights(net, state, path, f"{args.teacher} for {data.classes} classes of {c}x{h}x{w} images")
     here, its = (data.mean, data.std), teacher_normalisation(meta, args, data)
-    if any(not torch.equal(u, v) for u, v in zip(here, its, strict=True)):
-        net = Renormalised(net, here, its)
     crop_from = meta["data"]["crop_from"] if "data" in meta else 0
     name = name or safe(net_name(args.teacher))
-    return shown(name, args, net, data, crop_from, path, "pytorch")
+    return shown(name, args, renormalised(net, here, its), data, crop_from, path, "pytorch")
 
 
 def shown(name: str, args: ModelOptions, net: nn.Module, data: Data, crop_from: int, path: Path, platform: str) -> Model:
     """The Model of a net whose images are as those of `data`."""
-    api = BlackBox(net, "logits").api
+    api = Local(net, "logits").answer
     version = identity(path)
     return Model(name, args.dataset, api, data.shape, data.mean, data.std, list(data.names), crop_from, version, platform)
 
