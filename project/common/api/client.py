@@ -83,10 +83,8 @@ class Client:
             self.pace()
             began, wait, answer, outcome, lost = time.time(), 0.0, None, "broken off", True
             try:
-                answer = self.pool.request(
-                    method, (base or self.url) + path, body=body, headers=self.pool.headers | headers, timeout=self.args.timeout, redirect=False,
-                    preload_content=False,
-                )  # fmt: skip
+                how = {"timeout": self.args.timeout, "redirect": False, "preload_content": False}
+                answer = self.pool.request(method, (base or self.url) + path, body=body, headers=self.pool.headers | headers, **how)
                 content = answer.read(LARGEST + 1)
                 outcome, lost = str(answer.status), False
                 if answer.status == 200 and len(content) <= LARGEST:
