@@ -105,12 +105,9 @@ def from_json(data: Any, dtype: str, shape: list[int], name: str) -> np.ndarray:
     wanted = np.dtype(TYPES.get(dtype, object))
     fits = kinds <= {"b": {bool}, "f": {int, float}, "O": set()}.get(wanted.kind, {int})
     try:
-        array = np.array(values if fits else [], np.float64 if wanted.kind == "f" else None)
+        array = np.array(values if fits else [], wanted if wanted.kind != "f" else np.float64)
     except OverflowError:
         fits = False
-    if fits and wanted.kind in "iu" and values:
-        limits = np.iinfo(wanted)
-        fits = array.dtype.kind in "iu" and limits.min <= int(array.min()) and int(array.max()) <= limits.max
     if not fits:
         raise ValueError(f"the values of {name} are no {dtype}")
     return array.astype(wanted).reshape(shape)
