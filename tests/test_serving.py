@@ -47,6 +47,8 @@ token_sha256 = "{}"
 response = "logits"
 digits = 3
 """.format(__import__("hashlib").sha256(b"bob-secret-2").hexdigest())
+KEYS += '[[keys]]\nname = "eve"\ntoken = "eve-secret-3"\nresponse = "topk:2"\n'
+EVE = {"Authorization": "bearer eve-secret-3"}
 ANN, BOB = {"Authorization": "Bearer ann-secret-1"}, {"X-API-Key": "bob-secret-2"}
 
 
@@ -335,6 +337,8 @@ def test_the_classification_task_of_pictures(trained, keys, accounts):
             assert orjson.loads(post(task, body, BOB | {"Content-Type": "application/json"})[2]) == raw[:2]
             assert orjson.loads(post(f"{task}?top_k=1", file.getvalue(), BOB)[2]) == raw[:1]
             assert orjson.loads(post(task, file.getvalue(), ANN)[2]) == [{"label": raw[0]["label"], "score": 1.0}]  # ann's response is hard
+            two = orjson.loads(post(task, file.getvalue(), EVE)[2])  # eve's is topk:2
+            assert [a["label"] for a in two] == [a["label"] for a in raw[:2]] and two[0]["score"] == pytest.approx(p.max().item(), rel=1e-6)
         as_json = BOB | {"Content-Type": "application/json"}
         Image.new("1", (8000, 8000)).save(large := io.BytesIO(), "PNG")
         for body, headers in [
