@@ -441,6 +441,18 @@ def test_limits_of_a_request(soft):
     assert ask(soft, pixels(64))[0] == 200
 
 
+@pytest.mark.parametrize("lines, status", [
+    (b"no HTTP", 400), (b"POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: -5", 400), (b"POST {} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz", 400),
+    (b"POST {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 99999999999", 413), (b"POST /v2/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9", 404),
+])  # fmt: skip
+def test_broken_requests_are_answered_and_the_connection_closed(soft, lines, status):
+    parts = urllib3.util.parse_url(soft)
+    with socket.create_connection((parts.host, parts.port), 10) as s:
+        s.sendall(lines.replace(b"{}", f"{parts.path}/infer".encode()) + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: s.recv(4096), b""))  # to the end
+    assert answer.startswith(b"HTTP/1.1 %d " % status) and b'{"error":' in answer and b"100 Continue" not in answer
+
+
 def test_requests_that_wait_are_joined(trained, accounts):
     with serving_here(trained, max_batch=20, max_wait_ms=1000, accounts=accounts) as url, concurrent.futures.ThreadPoolExecutor(4) as pool:
         began = time.monotonic()

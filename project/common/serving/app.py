@@ -186,6 +186,8 @@ class Guard:
                 status = message["status"]
                 if more and not any(name == b"expect" for name, _ in scope["headers"]):
                     await drain(tracked, lambda: more, self.service.args.max_body_mb * 10**6)
+                if more:  # what comes next on this connection is no request
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:

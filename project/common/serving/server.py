@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..cli import RunError
 from .app import make_app
@@ -29,12 +30,20 @@ def listen(host: str, port: int) -> socket.socket:
         raise RunError(f"cannot listen at port {port} of {host} ({e.strerror}); give another --port or --host") from None
 
 
+class Protocol(H11Protocol):
+    """uvicorn's, whose answer to what is no HTTP is an error as the others are."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers with {"error": one line}, and closes the connection."""
+        super().send_400_response(f'{{"error":"{msg}"}}')
+
+
 class Server(uvicorn.Server):
     """uvicorn's server on a socket that listens already; SIGTERM and Ctrl-C end it with success, a second Ctrl-C at once."""
 
     def __init__(self, service: Service, sock: socket.socket, ready: Callable[[str], object]):
         """ready: called with the line that the server is ready."""
-        how = {"http": "h11", "ws": "none", "lifespan": "off", "loop": "asyncio", "interface": "asgi3"}
+        how = {"http": Protocol, "ws": "none", "lifespan": "off", "loop": "asyncio", "interface": "asgi3"}
         quiet = {"log_config": None, "log_level": "critical", "access_log": False, "server_header": False}
         limits = {"timeout_graceful_shutdown": GRACE, "timeout_keep_alive": KEEP_ALIVE, "backlog": BACKLOG}
         super().__init__(uvicorn.Config(make_app(service), **how, **quiet, **limits))
