@@ -1,6 +1,6 @@
 """The table: runs what is missing and no more, survives a failing run, prints and writes what was measured."""
 
-from common.cli import UsageError
+from common.cli import RunError, UsageError
 
 import contextlib
 import csv
@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -758,3 +759,32 @@ def test_a_paper_that_names_no_student_is_compared_too(tiny, capsys, monkeypatch
     table.main([*tiny(), "--show"])
     out = capsys.readouterr().out
     assert "| 90.00 |" in out and "+5.50" in out and "| 80.00 |" in out
+
+
+def test_a_table_starts_its_teachers_server_and_ends_it(tmp_path, capsys):
+    with contextlib.closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    rows = [{"name": "KD"}, {"name": "KD hard", "options": {"response": "hard"}}]
+    row = lambda r: f'{{ name = "{r["name"]}", script = "KD"' + (', options = { response = "hard" }' if "options" in r else "") + " }"  # noqa: E731
+    head = f'title = "t"\ndataset = "Digits"\npairs = ["ResNet8 -> ResNet8"]\nseeds = [0]\nrows = [{", ".join(map(row, rows))}]\n'
+    options = "[options]\nlamda = 0.2\nepochs = 1\n[scripts.teacher]\nlamda = 1.0\nepochs = 4\n"
+    served = f'[serve]\nport = {port}\noptions = {{ response = "logits", no_join = true }}\nasking = {{ api_input = "float32", audit = "all" }}\n'
+    home, accuracies = ["--checkpoints_dir", str(tmp_path / "c"), "--logs_dir", str(tmp_path / "l")], []
+    for name, more in (("local", ""), ("api", served)):
+        (tmp_path / f"{name}.toml").write_text(head + options + more)
+        table.main([str(tmp_path / f"{name}.toml"), *home])
+        written = csv.DictReader(io.StringIO((tmp_path / f"l/tables/{name}.csv").read_text()))
+        accuracies.append(
+            [[r[k] for k in ("method", "accuracy", "best", "ece", "agreement", "teacher_accuracy", "queries")] for r in written]
+        )
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 3
+    with contextlib.closing(socket.socket()) as s:
+        assert s.connect_ex(("127.0.0.1", port)) != 0  # nobody listens
+    (tmp_path / "api.toml").write_text((head + options + served).replace('script = "KD" }', 'script = "DAFL" }'))
+    with pytest.raises(UsageError, match=r"rows\['KD'\]: its method looks inside the teacher, which a server does not show"):
+        table.main([str(tmp_path / "api.toml"), *home])
+    with contextlib.closing(socket.create_server(("127.0.0.1", port))):  # somebody else has the port
+        (tmp_path / "api.toml").write_text(head.replace("seeds = [0]", "seeds = [1]") + options + served)
+        with pytest.raises(RunError, match="the server of .* did not start: .*port [0-9]+ of 127.0.0.1 is in use"):
+            table.main([str(tmp_path / "api.toml"), *home])

@@ -27,6 +27,7 @@ from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, quality
 from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
+from .models.hub import HubNet, hub_file
 from .options import Base, dataset_tag, normalisation, parse
 from .purchases import Purchases, resident
 from .record import Record
@@ -98,7 +99,7 @@ class Run:
         """UsageError for a net that cannot take images of the run's size, before the data is read."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         for name in (a.model, a.teacher):
-            if name and not name.startswith("py:") and not is_url(name):
+            if name and not name.startswith(("py:", "hf:")) and not is_url(name):
                 check_fit(name, spec.classes or 10, a.channels or spec.channels, a.img_size or spec.size)
 
     def load(self, name: str, classes_without_data: int = 0) -> Data:
@@ -143,8 +144,8 @@ class Run:
             raise UsageError(f"{self.record.script} needs {a.NEEDS} answers, --response {a.response} gives less; {hint}")
         if is_url(a.teacher):
             return Path(), {}, {}
-        if a.teacher.startswith("py:"):
-            path = Path(a.teacher[3:].rpartition(":")[0]).expanduser()
+        if a.teacher.startswith(("py:", "hf:")):
+            path = hub_file(a.teacher) if a.teacher.startswith("hf:") else Path(a.teacher[3:].rpartition(":")[0]).expanduser()
             self.record.sources[str(path)] = identity(path)
             return path, {}, {}
         try:
@@ -165,6 +166,8 @@ class Run:
             net = AbsentTeacher()
             if a.teacher.startswith("py:"):
                 net = OwnTeacher(a.teacher, a.response, self.data.classes, *here)
+            elif a.teacher.startswith("hf:"):
+                net = renormalised(HubNet(a.teacher, self.data.names, self.data.shape).to(self.device), here, its)
             elif state:
                 check_teacher(path, meta, a, self.data)
                 net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))

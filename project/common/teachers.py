@@ -11,6 +11,7 @@ from torch import Tensor
 from .cli import RunError, UsageError
 from .datasets import Data, Spec, spec_of
 from .datasets.images import to_pixels
+from .models.hub import hub_normalisation
 from .models.library import own_object
 from .options import Base, TeacherOptions, dataset_tag
 from .values import normalisation
@@ -110,6 +111,8 @@ def teacher_normalisation(meta: dict, args: TeacherOptions, data: Data) -> Norma
         found = normalisation(args.teacher_normalize, data.shape[0], "--teacher_normalize")
     elif "data" in meta:
         found = meta["data"]["mean"], meta["data"]["std"]
+    elif args.teacher.startswith("hf:") and (own := hub_normalisation(args.teacher)):
+        found = own
     else:
         return data.mean, data.std
     return tuple(torch.tensor(v, device=data.mean.device).view(1, -1, 1, 1) for v in found)

@@ -89,6 +89,8 @@ def net_name(name: str) -> str:
     """A net's name as folders have it: `x/y.py:Net` -> `file-y_Net-1a2b3c4d`, `http://host/v2/models/Net` -> `api-Net-1a2b3c4d`."""
     if is_url(name):
         return safe(f"api-{name.partition('?')[0].rstrip('/').rpartition('/')[2]}-{letters(name)}")
+    if name.startswith("hf:"):
+        return unique("hf", name[3:])
     return unique("file", name.replace(".py:", "_")) if ".py:" in name else name
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cli import UsageError
 from ..utils import check_regular, is_url, matching
+from .hub import hub_file
 
 
 class WithFeature:
@@ -116,6 +117,9 @@ def canonical_library_name(name: str) -> str | None:
     kind, _, inner = name.partition(":")
     if is_url(name):
         return name
+    if kind == "hf":  # a teacher of transformers
+        hub_file(name)
+        return name
     if kind == "py":  # a teacher that is a function
         own_object(inner)
         return name
@@ -139,7 +143,7 @@ def make_library_net(name: str, classes: int, channels: int, size: int) -> nn.Mo
     if name.split(":")[0].endswith(".py"):
         return own_net(name, classes, channels, size)
     kind, _, inner = name.partition(":")
-    if kind == "py" or is_url(name):
-        what = "a server" if is_url(name) else "a function"
+    if kind in ("py", "hf") or is_url(name):
+        what = "a server" if is_url(name) else {"py": "a function", "hf": "a model of transformers"}[kind]
         raise UsageError(f"{name} is {what}, which can be a teacher, not a student; for a net of yours give path/to/file.py:Class")
     return (timm_net if kind == "timm" else torchvision_net)(inner, classes, channels, size)
