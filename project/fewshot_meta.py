@@ -69,7 +69,8 @@ def main(argv=None):
         first = first_run(args, args.BEGINS, model=args.model, seed=args.seed)
         raise UsageError(f"no classifier to start from: {path} does not exist; first run: {first}")
     run.load_weights(student, path)
-    head, classes, x = Prototypes(args.metric).to(run.device), NovelClasses(run, args.shot), run.resident(run.private).x
+    head, classes = Prototypes(args.metric).to(run.device), NovelClasses(run, args.shot)
+    x = run.resident(run.private).to_augment(args.augment)
     y = query_classes(args.way, args.query, run.device).repeat(args.episodes)  # (E * W * Q,)
     sampler = EpisodeSampler(run.labels, args.way, args.shot + args.query, f"the base classes of {args.dataset}")
     if run.teacher:

@@ -51,6 +51,23 @@ def test_a_crop_is_pillows(x, smooth, kind):
         assert (got[i] - back(one)).abs().max() * 255 < 3  # Pillow rounds twice
 
 
+def test_a_crop_of_a_larger_image_is_the_librarys_and_pillows():
+    """From 84 to 80 pixels: larger parts are antialiased, smaller ones are enlarged; one of 80 x 80 pixels is copied."""
+    torch.manual_seed(0)
+    x = F.interpolate(torch.rand(6, 3, 21, 21), 84, mode="bicubic").clamp(0, 1).mul(255).round() / 255
+    box = torch.tensor([[0, 0, 2, 33, 1, 4], [0, 40, 1, 20, 3, 0], [84, 82, 81, 25, 80, 80], [84, 44, 83, 33, 80, 80]])
+    mirrored = torch.tensor([False, False, True, False, False, True])
+    got = resized_crop(x, box, mirrored, torch.zeros(6, dtype=torch.bool), 80)
+    assert got.shape == (6, 3, 80, 80)
+    assert torch.allclose(got[4], x[4, :, 1:81, 3:83], atol=1e-6) and torch.allclose(got[5], x[5, :, 4:84, :80].flip(2), atol=1e-6)
+    for i, (top, left, h, w) in enumerate(box.T.tolist()):
+        one = got[i].flip(2) if mirrored[i] else got[i]
+        assert torch.allclose(one, V.resized_crop(x[i], top, left, h, w, [80, 80], antialias=True), atol=1e-5)
+        theirs = back(pil(x[i]).crop((left, top, left + w, top + h)).resize((80, 80), Image.BILINEAR))
+        assert (one - theirs).abs().max() * 255 < 3
+    assert (resized_crop(torch.full((1, 1, 84, 84), 0.3), size=80) - 0.3).abs().max() < 1e-6
+
+
 def test_crops_are_drawn_as_the_library_draws_them():
     torch.manual_seed(0)
     top, left, h, w = random_boxes(4000, 32)

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from conftest import FEWSHOT, ROOT, home_flags, killed_after
 from PIL import Image
 from scipy.stats import chisquare, ttest_1samp
+from torchvision.transforms.v2 import functional as V
 
+from common.augment import random_boxes, resized_crop
 from common.checkpoints import read_weights
 from common.datasets import fewshot as fewsets
 from common.datasets import load, novel
@@ -189,6 +191,49 @@ def test_digitsfs_keeps_classes_and_images_apart():
         UsageError, match="Digits keeps no classes for few-shot episodes; these do: DigitsFS, CIFARFS, miniImageNet, Omniglot"
     ):
         novel("Digits", "val")
+
+
+def test_crops_are_taken_from_images_before_they_are_resized(tmp_path):
+    made_mini(tmp_path / "miniImageNet")
+    plain, data = (load("miniImageNet", tmp_path, source_crops=crops) for crops in (False, True))
+    source = data.train.source
+    assert (source.shape, source.dtype, data.train.x.shape) == ((54, 3, 84, 84), torch.uint8, (54, 3, 80, 80))
+    rows = torch.tensor([5, 0, 7])
+    part = data.train.subset(rows)
+    assert torch.equal(part.source, source[rows]) and torch.equal(part.to_augment("resized_crop"), source[rows])
+    assert torch.equal(part.to_augment("crop_flip"), part.x) and part.in_channels(1).source.shape == (3, 1, 84, 84)
+    torch.manual_seed(3)
+    got = data.view(part.source, "resized_crop")
+    torch.manual_seed(3)
+    box, mirrored = random_boxes(3, 84), torch.rand(3) < 0.5
+    for i, (top, left, h, w) in enumerate(box.T.tolist()):
+        one = V.resized_crop(source[rows[i]] / 255, top, left, h, w, [80, 80], antialias=True)
+        one = one.flip(2) if mirrored[i] else one
+        assert torch.allclose(got[i], (one - data.mean[0]) / data.std[0], atol=1e-4)
+    # evaluation and the identity of the data are as without
+    assert data.identity() == plain.identity() and data.test.source is None and novel("miniImageNet", "val", tmp_path).source is None
+    for a, b in ((data.train, plain.train), (data.test, plain.test)):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(data.view(a.x), plain.view(b.x))
+
+
+def test_without_larger_images_crops_are_as_before():
+    """Images that are not larger than img_size are not kept twice; without source_crops the interpolation is drawn, and x is cropped."""
+    for name, size, bilinear in (
+        ("DigitsFS", 8, False),
+        ("Digits", 0, False),
+        ("Digits", 8, True),
+        ("DigitsFS", 0, True),
+        ("DigitsFS", 32, True),
+    ):
+        data, views = load(name, img_size=size, source_crops=bilinear), []
+        x = data.train.to_augment("resized_crop")[:40]
+        assert data.train.source is None and x.shape[1:] == data.shape
+        torch.manual_seed(0)
+        views.append(data.view(x, "resized_crop"))
+        torch.manual_seed(0)
+        box, mirrored, smooth = random_boxes(40, x.shape[-1]), torch.rand(40) < 0.5, (torch.rand(40) < 0.5) & (not bilinear)
+        views.append((resized_crop(x / 255, box, mirrored, smooth) - data.mean) / data.std)
+        assert torch.equal(*views)
 
 
 def test_every_tenth_image_of_a_class_is_held_out():
@@ -378,6 +423,25 @@ def test_killed_and_resumed_runs_end_the_same(call, monkeypatch):
             a, b = ({k: v for k, v in c.get("model", c).items() if k != "checksum"} for c in (a, b))
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         assert whole["fewshot"] == again["fewshot"]
+
+
+def test_both_stages_crop_images_of_source_size_and_resume_the_same(tmp_path, monkeypatch):
+    """DigitsFS has 16 pixels; at --img_size 8 crops go from 16 to 8, with and without a teacher, also after a kill."""
+    from common.datasets import images
+
+    seen, crop = set(), images.resized_crop
+    monkeypatch.setattr(
+        images, "resized_crop", lambda x, **kw: seen.add((x.shape[-1], kw["size"], bool(kw["smooth"].any()))) or crop(x, **kw)
+    )
+    given = home_flags(tmp_path) | SMALL | {"model": "ResNet8", "img_size": 8, "epochs": 3, "eval_every": 1, "augment": "resized_crop"}
+    for module, more in ((fewshot_classifier, {}), (fewshot_classifier, {"teacher": "ResNet8"}), (fewshot_meta, {"steps": 3})):
+        seen.clear()
+        more = given | more | ({"teacher": "ResNet8"} if module is fewshot_meta else {})
+        whole = module.main(flags(**more))
+        assert seen == {(16, 8, False)}
+        killed_after(2, monkeypatch, lambda module=module, more=more: module.main(flags(**more, tag="killed")))
+        again = module.main(flags(**more, tag="killed"))
+        assert whole["fewshot"] == again["fewshot"] and whole["log"] == again["log"]
 
 
 def test_the_best_changes_only_where_it_is_better(call):

@@ -57,32 +57,35 @@ def cubic(d: Tensor) -> Tensor:
     return torch.where(d <= 1, (1.5 * d - 2.5) * d**2 + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2) * (d < 2)
 
 
-def resampling(start: Tensor, length: Tensor, size: int, smooth: Tensor) -> Tensor:
-    """Returns matrices (B, size, size) that resample `length` (B,) pixels from `start` (B,) on to `size` pixels.
+def resampling(start: Tensor, length: Tensor, old: int, new: int, smooth: Tensor) -> Tensor:
+    """Returns matrices (B, new, old) that resample `length` (B,) of `old` pixels, from `start` (B,) on, to `new` pixels.
 
-    smooth: bool (B,), bicubic instead of bilinear interpolation.
+    smooth: bool (B,), bicubic instead of bilinear interpolation. Where length > new, the kernel is length / new times as wide
+    (antialiasing, as in PIL).
     """
-    index = torch.arange(size, device=start.device, dtype=torch.float)
+    index, centres = (torch.arange(n, device=start.device, dtype=torch.float) for n in (old, new))
     start, length = start[:, None].float(), length[:, None].float()
-    centres = (index + 0.5) * length / size - 0.5 + start  # (B, size), position of each new pixel in the old image
-    d = centres[:, :, None] - index  # (B, size, size)
+    centres = (centres + 0.5) * length / new - 0.5 + start  # (B, new), position of each new pixel in the old image
+    d = (centres[:, :, None] - index) / (length / new).clamp_min(1)[:, :, None]  # (B, new, old)
     weight = torch.where(smooth[:, None, None], cubic(d), (1 - d.abs()).clamp_min(0))
-    inside = (index >= start) & (index < start + length)  # (B, size)
+    inside = (index >= start) & (index < start + length)  # (B, old)
     weight = weight * inside[:, None]
     return weight / weight.sum(2, keepdim=True)
 
 
-def resized_crop(x: Tensor, box: Tensor | None = None, mirrored: Tensor | None = None, smooth: Tensor | None = None) -> Tensor:
-    """Returns the images x (B, C, H, H), each cropped to its box, resized to H x H and maybe mirrored.
+def resized_crop(
+    x: Tensor, box: Tensor | None = None, mirrored: Tensor | None = None, smooth: Tensor | None = None, size: int = 0
+) -> Tensor:
+    """Returns the images x (B, C, H, H), each cropped to its box, resized to `size` x `size` (0: H x H) and maybe mirrored.
 
     box: integers (4, B) as from `random_boxes`. mirrored, smooth: bool (B,); smooth: bicubic instead of bilinear interpolation.
     An argument that is not given is drawn at random; smooth and mirrored then have probability 1/2 (as timm's "random" interpolation).
     """
-    (b, _, size, _), device = x.shape, x.device
-    box = random_boxes(b, size, device=device) if box is None else box
+    (b, _, old, _), device = x.shape, x.device
+    box = random_boxes(b, old, device=device) if box is None else box
     mirrored = torch.rand(b, device=device) < 0.5 if mirrored is None else mirrored
     smooth = torch.rand(b, device=device) < 0.5 if smooth is None else smooth
-    rows, columns = resampling(box[0], box[2], size, smooth), resampling(box[1], box[3], size, smooth)
+    rows, columns = (resampling(box[i], box[i + 2], old, size or old, smooth) for i in (0, 1))
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
     return (rows[:, None] @ x @ columns[:, None].transpose(2, 3)).clamp(0, 1)
 

@@ -89,4 +89,4 @@ def batches_of(
     """Shuffled batches (x, *rows) of images as `view(x, augment)` shows them, and of tensors with a row for each image."""
     if images.stream:  # its worker processes augment
         return Streamed(images, *rows, size=size, first=view, augment=augment, steps=steps)
-    return Batches(images.x, *rows, size=size, first=lambda x: view(x, augment), steps=steps)
+    return Batches(images.to_augment(augment), *rows, size=size, first=lambda x: view(x, augment), steps=steps)

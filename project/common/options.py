@@ -29,6 +29,7 @@ class RunOptions:
     GROUP: ClassVar = "run"
     DATA: ClassVar = True  # whether the script trains on images of the data set
     AUGMENTS: ClassVar = True  # whether it augments the student's images
+    SOURCE_CROPS: ClassVar = False  # whether random resized crops are taken from images before they are resized, bilinear
     NEEDS: ClassVar = ""  # the least response that the method can work with
     BEGINS: ClassVar = ""  # the script whose net of the same model and seed the student begins with
     LR_START: ClassVar = 1e-4  # where the warm-up of the learning rate begins
@@ -36,8 +37,7 @@ class RunOptions:
     FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir"}
     FREE |= {"overwrite", "extend", "dry_run", "debug"}  # may differ on resume
 
-    # how a script without these options is seen
-    model = teacher = private = pool = transfer = ""
+    model = teacher = private = pool = transfer = ""  # how a script without these options is seen
     response, query_budget, cache, weights_init = "soft", 0, False, "torch"
 
     seed: int = opt(0, "random seed (subset, initial weights, shuffling)", ge=0, le=MAX_SEED)

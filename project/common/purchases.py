@@ -237,7 +237,8 @@ class Purchases:
 
     def two_views(self, *rows: Tensor) -> Map:
         """Batches (x, t, *rows, x', t') of two views of the private images, a weakly and a strongly augmented one; t, t': the answers."""
-        a, data, x = self.args, self.data, resident(self.private, self.record.script).x
+        a, data = self.args, self.data
+        x = resident(self.private, self.record.script).to_augment(a.augment)
         self.teacher.plan(2 * len(x) * a.epochs)
 
         def look(x: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:

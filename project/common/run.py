@@ -22,7 +22,7 @@ from .blackbox import RESPONSES, BlackBox, Local, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
 from .cli import UsageError, say
 from .counter import Counter
-from .datasets import DATASETS, Data, Images, is_flat, load, spec_of, zoomed
+from .datasets import CROPPING, DATASETS, Data, Images, is_flat, load, spec_of, zoomed
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, quality
 from .models import MODELS, build, canonical, check_fit
@@ -116,7 +116,8 @@ class Run:
             )
         size, labels = a.img_size or spec.size, name == a.dataset or not is_flat(name)
         how = "half" if known else "dataset"
-        data = load(name, a.data_dir, self.device, size, how, a.workers, channels, classes_without_data, labels, a.skip_broken)
+        crops = a.SOURCE_CROPS and a.augment in CROPPING  # source images are kept where a crop is taken from them
+        data = load(name, a.data_dir, self.device, size, how, a.workers, channels, classes_without_data, labels, a.skip_broken, crops)
         if known:
             data.mean, data.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in known)
         if not labels:  # the teacher's classes

@@ -15,11 +15,11 @@ from ..cli import UsageError, allocating, say
 from ..utils import lookup
 from . import fewshot
 from .folders import is_flat, own_folder, summary, unlabelled_folder
-from .images import Data, Images, moments, zoomed
+from .images import CROPPING, Data, Images, moments, zoomed
 from .readers import digits, few, idx_files, idx_set, imagenet, svhn, syndigits, tiny_imagenet, torchvision_set, usps
 from .reading import How, Part, Source, data_folder, read_content, to_parts
 
-__all__ = ["DATASETS", "Data", "Images", "Spec", "is_flat", "load", "novel", "spec_of", "zoomed"]
+__all__ = ["CROPPING", "DATASETS", "Data", "Images", "Spec", "is_flat", "load", "novel", "spec_of", "zoomed"]
 
 RESIDENT_BYTES = 4e9  # a folder whose uint8 images need more than this is streamed
 
@@ -78,6 +78,7 @@ def load(
     classes_without_data: int = 0,
     labels: bool = True,
     skip_broken: bool = False,
+    source_crops: bool = False,
 ) -> Data:
     """The data set `name` (a key of DATASETS or `folder:PATH`), downloaded into `data_dir` if it is not there.
 
@@ -87,12 +88,15 @@ def load(
     classes_without_data: a number of classes; the data set then has no images, and nothing is read.
     labels: False reads all images of a `folder:`, which needs no class folders, as training images with label 0.
     skip_broken: leave out image files that cannot be read, and say so, instead of an error.
+    source_crops: take random resized crops from the training images before they are resized to a smaller img_size, bilinear.
     Raises UsageError for an unknown name or an unusable folder or file, RunError where a download failed.
     """
     name, spec = spec_of(name)
     size = img_size or spec.size
     with in_memory(name, size):
-        return load_spec(name, spec, data_dir, how(size, device, workers, skip_broken), normalize, channels, classes_without_data, labels)
+        return load_spec(
+            name, spec, data_dir, how(size, device, workers, skip_broken, source_crops), normalize, channels, classes_without_data, labels
+        )
 
 
 def load_spec(
@@ -115,7 +119,7 @@ def load_spec(
     mean, std = mean_std(spec, normalize, train)
     per_channel = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
     names = first.names or [str(k) for k in range(classes)]
-    return Data(name, classes, (spec.channels, size, size), train, test, *per_channel, names, first.crop_from)
+    return Data(name, classes, (spec.channels, size, size), train, test, *per_channel, names, first.crop_from, how.keep_source)
 
 
 def nothing(name: str, spec: Spec, channels: int, size: int, device: torch.device | str, normalize: str) -> list[Part]:
@@ -133,6 +137,7 @@ def read_parts(name: str, spec: Spec, data_dir: str, how: How, labels: bool) -> 
     folder = data_folder(source, data_dir)
     contents = [read_content(read, source, folder, train) for train in (True, False)]
     parts = to_parts(contents, source, how)
+    parts[1].images.source = None  # test images are not augmented
     if source.own:
         say(summary(name, *contents, *(len(p.images) for p in parts)))
     return parts
@@ -145,9 +150,9 @@ def mean_std(spec: Spec, normalize: str, train: Images) -> tuple[tuple[float, ..
     return (spec.mean, spec.std) if spec.mean else moments(train)
 
 
-def how(size: int, device: torch.device | str, workers: int = -1, skip_broken: bool = False) -> How:
+def how(size: int, device: torch.device | str, workers: int = -1, skip_broken: bool = False, keep_source: bool = False) -> How:
     """How files are read; workers: -1 for one per core up to 8."""
-    return How(size, device, min(8, os.cpu_count() or 1) if workers < 0 else workers, RESIDENT_BYTES, skip_broken)
+    return How(size, device, min(8, os.cpu_count() or 1) if workers < 0 else workers, RESIDENT_BYTES, skip_broken, keep_source)
 
 
 def source_of(name: str, spec: Spec) -> Source:

@@ -18,13 +18,16 @@ from .listing import plain
 from .pictures import exact_grey, recoloured
 from .stream import Stream
 
+CROPPING = ("resized_crop", "auto")  # the augmentations that begin with a random resized crop
+
 
 @dataclass
 class Images:
     """One part of a data set: x uint8 (N, C, H, W) and y (N,) on the device; where it is streamed, `stream` stands for x.
 
     index: each image's row in the whole part, (N,) on the CPU. paths: of a `folder:` data set, relative ("class/a.png"); None elsewhere.
-    hash: 12 hexadecimal digits of the whole part's content, "" if unknown.
+    hash: 12 hexadecimal digits of the whole part's content, "" if unknown. source: the images before they were resized, uint8
+    (N, C, S, S) with S > H, from which random resized crops are taken; None where crops are taken from x.
     """
 
     x: Tensor
@@ -33,6 +36,7 @@ class Images:
     index: Tensor = None
     paths: list[str] | None = None
     hash: str = ""
+    source: Tensor | None = None
 
     def __post_init__(self):
         if self.index is None:
@@ -46,7 +50,12 @@ class Images:
         rows, cpu = rows.to(self.y.device), rows.cpu()
         paths = None if self.paths is None else [self.paths[i] for i in cpu.tolist()]
         stream = None if self.stream is None else replace(self.stream, index=self.stream.index[cpu])
-        return Images(None if stream else self.x[rows], self.y[rows], stream, self.index[cpu], paths)
+        source = None if self.source is None else self.source[rows]
+        return Images(None if stream else self.x[rows], self.y[rows], stream, self.index[cpu], paths, source=source)
+
+    def to_augment(self, augment: str) -> Tensor:
+        """The images that `Data.view` augments: `source` for random resized crops, where it is kept, or else x."""
+        return self.source if augment in CROPPING and self.source is not None else self.x
 
     def split(self, part: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         """Indices (chosen, rest), on the CPU, of a draw of the fraction `part` of each class.
@@ -67,7 +76,8 @@ class Images:
             return replace(self, stream=replace(self.stream, channels=channels))
         if channels == 1 and self.paths is not None and self.x.shape[1] == 3:
             return replace(self, x=torch.cat([exact_grey(x) for x in self.x.split(5000)]) if len(self) else self.x[:, :1])
-        return replace(self, x=recoloured(self.x, channels))
+        source = None if self.source is None else recoloured(self.source, channels)
+        return replace(self, x=recoloured(self.x, channels), source=source)
 
 
 @dataclass
@@ -83,6 +93,7 @@ class Data:
     std: Tensor
     names: list[str] = field(default_factory=list)  # of the classes
     crop_from: int = 0  # files: the shorter side is resized to so many pixels, and the middle taken; 0: images are stretched
+    source_crops: bool = False  # random resized crops are bilinear, from Images.source; False: bilinear or bicubic at random, from x
 
     def identity(self) -> dict:
         """The fingerprint of the data: images and hash of both parts, class names, mean, std, resize rule. Equal on every machine."""
@@ -94,10 +105,12 @@ class Data:
         """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
 
         which: the number of each image's view (B,), drawn where there is none; there are `views(augment)`. strong: RandAugment comes next.
+        x for a random resized crop may be larger than `shape`: see Images.to_augment.
         """
-        if augment in ("resized_crop", "auto"):
+        if augment in CROPPING:
+            bilinear = torch.zeros(len(x), dtype=torch.bool, device=x.device) if self.source_crops else None
             with exact(x):
-                x = resized_crop(x if x.is_floating_point() else x / 255)
+                x = resized_crop(x if x.is_floating_point() else x / 255, smooth=bilinear, size=self.shape[-1])
                 x = auto_augment(x) if augment == "auto" else x
         elif augment != "none":
             pad, flip = self.shape[-1] // 8 or 1, augment == "crop_flip"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +39,17 @@ class Source:
 
 @dataclass(frozen=True)
 class How:
-    """How files become Images. size: pixels. workers: processes or threads that read. limit: bytes of a part above which it is streamed."""
+    """How files become Images. size: pixels. workers: processes or threads that read. limit: bytes of a part above which it is streamed.
+
+    keep_source: keep images that are larger than `size` as they are, too (Images.source).
+    """
 
     size: int
     device: torch.device | str
     workers: int
     limit: float
     skip_broken: bool
+    keep_source: bool = False
 
 
 @dataclass
@@ -105,8 +110,14 @@ def to_parts(contents: Sequence[Content], source: Source, how: How) -> list[Part
 def array_part(content: tuple[Tensor, ...], how: How) -> tuple[Part, list]:
     """A part that is in memory: (images, labels) or (images, labels, class names)."""
     x, y, *names = content
-    images = Images(resize(x.to(how.device), how.size), y.to(how.device), hash=hash_arrays(x, y))
+    images = resized_images(x, y.to(how.device), how, hash=hash_arrays(x, y))
     return Part(images, names[0] if names else []), []
+
+
+def resized_images(x: Tensor, y: Tensor, how: How, **more: Any) -> Images:
+    """Images of the size how.size from uint8 x (N, C, S, S), with labels y (N,) on the device; more: other fields of Images."""
+    x = x.to(how.device)
+    return Images(resize(x, how.size), y, source=x if how.keep_source and x.shape[-1] > how.size else None, **more)
 
 
 def file_part(listing: Listing, how: How, source: Source) -> tuple[Part, list[tuple[str, str]]]:
@@ -130,5 +141,5 @@ def file_part(listing: Listing, how: How, source: Source) -> tuple[Part, list[tu
         stream.samples, stream.index = listing.samples, torch.arange(len(rows))
     y = listing.y.to(how.device)
     shown = {"paths": listing.paths if listing.own else None, "hash": listing.hash()}
-    images = Images(None, y, stream, **shown) if streamed else Images(resize(x.to(how.device), how.size), y, **shown)
+    images = Images(None, y, stream, **shown) if streamed else resized_images(x, y, how, **shown)
     return Part(images, listing.classes, 0 if listing.pixels else stream.resize_to()), names

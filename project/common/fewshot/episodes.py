@@ -53,6 +53,7 @@ class FewShotOptions(EpisodeOptions, AlignmentOptions, BaseLossOptions, StudentO
     """
 
     ALIASES: ClassVar = {"w_kd": ("loss_weight",)}
+    SOURCE_CROPS: ClassVar = True
     RAMP: ClassVar = 0.25
     ADAPTCONF_RAMP: ClassVar = 0.25
     FIRST_EPOCH: ClassVar = 1
