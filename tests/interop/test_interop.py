@@ -123,7 +123,7 @@ def bought(home, response):
 
 def test_a_second_method_pays_nothing_for_the_same_images(server, tmp_path):
     teacher, before = {"teacher": f"{server.url}/digits", "model": "ResNet8", "lamda": 0.2}, server.served()
-    options = home_flags(tmp_path) | teacher | {"epochs": 1, "response": "soft"}
+    options = home_flags(tmp_path) | teacher | {"epochs": 1, "response": "soft", "retries": 2}
     command = [sys.executable, str(ROOT / "project" / "KD.py"), *flags(**options)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
