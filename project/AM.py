@@ -108,6 +108,8 @@ def main(argv=None):
     if len(images) < 2:
         raise UsageError(f"AM mixes pairs of images, and there is {len(images)}; use a larger --lamda")
 
+    run.teacher.expect(n_first + args.rounds * n_mixes)
+
     def plan_mixes(g):  # the purchase of a round: the mixes that the student is least confident about
         bought_pairs = bought["index"].cpu() if "weight" in bought else torch.zeros(0, 2, dtype=torch.long)
         n_pairs, n = 1000 if args.dry_run else args.pairs, len(run.purchases.source.train)

@@ -23,7 +23,7 @@ from common.cli import cli
 
 from dataclasses import dataclass
 
-from common.db3kd.labels import SoftLabelOptions, soft_label_loss, soft_labels_of
+from common.db3kd.labels import SoftLabelOptions, max_label_queries, soft_label_loss, soft_labels_of
 from common.run import start
 
 
@@ -34,7 +34,9 @@ class Args(SoftLabelOptions):
 
 def main(argv=None):
     run = start(Args, argv)
-    bought = run.buy(run.random_plan(len(run.resident(run.queryable))))
+    n = len(run.resident(run.queryable))
+    run.teacher.expect(n + n * max_label_queries(run.args, run.data.classes))
+    bought = run.buy(run.random_plan(n))
 
     def loss(x, t, logits):  # x: images (B, C, H, W), t: the teacher's classes, one-hot (B, K), logits: soft labels (B, K)
         return soft_label_loss(run.args, run.student(x), t, logits)

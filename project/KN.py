@@ -81,6 +81,7 @@ def main(argv=None):
     if n < 2:
         raise UsageError(f"--budget {args.budget:g} buys {n} of {len(images):,} images; a student needs at least 2")
     n = n if args.transfer else run.purchases.clip_to_budget(n)
+    run.teacher.expect(n)
     rounds, action = 1, torch.zeros_like(images.y)  # random selection: one action for all images
     if args.choice == "adaptive" and not args.transfer:
         rounds, action = min(args.rounds, n), images.y if args.pool else None

@@ -95,6 +95,7 @@ def main(argv=None):
             "kl": args.w_kl * kl(s, t, args.temperature, args.kl_scale, teacher.hard, args.standardise),
         }
 
+    teacher.expect(args.queries or n_fresh)
     if args.queries or args.transfer or teacher.allowance < n_fresh:  # not what is left: a resumed run goes on as it began
         bought = run.buy(
             lambda g: {"images": seen(generate(torch.randn(run.purchases.clip_to_budget(args.queries or n_fresh), K, generator=g)))}

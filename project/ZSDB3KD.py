@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from common.db3kd.labels import (
     MODES,
     SoftLabelOptions,
+    max_label_queries,
     search_stages,
     soft_label_loss,
     soft_labels_of,
@@ -55,6 +56,8 @@ def main(argv=None):
     max_queries = 100 + (steps + 4) * (args.step_queries + MAX_TRIES)  # per sample
     rows_per_save = int(max(2 * K, QUERIES_PER_WAVE.get(run.device.type, 1e6) // max_queries))
     n = K * (2 if args.dry_run else args.samples)
+    most = 100 + (args.iterations + 4) * (args.step_queries + MAX_TRIES) + max_label_queries(args, K)
+    run.teacher.expect(MAX_NOISE_QUERIES + K * args.samples * most)
     if args.query_budget and not args.transfer:
         n = min(n, int(max(0, run.teacher.allowance - MAX_NOISE_QUERIES) // max_queries) // K * K)
         run.teacher.plan(0 if n else MAX_NOISE_QUERIES + 2 * K * max_queries)

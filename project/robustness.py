@@ -54,6 +54,7 @@ def main(argv=None):
     def measure():
         x, rows = draw_pixels(run.resident(run.test), n)
         bank, _ = draw_pixels(run.resident(run.data.train), args.neighbours)
+        run.teacher.expect(len(bank) + len(x) * (args.budget + 1))
         run.teacher.afford(len(bank) + len(x) * (args.budget + 1))
         s, classes = label(x), label(bank)
         rays = nearest_other_class(*nearest_of_class(x, s, bank, classes, K, args.candidates))

@@ -12,6 +12,8 @@ and its options. Further keys:
     reuse      of a row: the row (and the pair) whose generator it reuses
     alone      of a row: the script runs without a teacher
     budgets    query budgets; each row runs with each of them
+    serve      the teacher answers through a server (serve.py) that the table starts and stops: port; options, of serve.py; asking,
+               options of the runs that ask it
     like       another table, which gives all keys that this table does not have
 
 A finished run is not repeated. A failed run leaves its reason in its cell, and the other runs continue. Each row is compared with one row
@@ -36,9 +38,9 @@ from common.csv_files import split_pair
 from common.datasets import spec_of
 from common.options import RunOptions, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
 from common.report import labelled
-from common.runner import Runner, Task
+from common.runner import Runner, Server, Task
 from common.tables import read_table, table_names, table_path
-from common.utils import lookup, run_folder, save_text
+from common.utils import lookup, net_name, run_folder, safe, save_text
 from common.values import check, whole
 
 ROOTS = ("data_dir", "checkpoints_dir", "logs_dir")
@@ -60,7 +62,7 @@ class Plan:
         self.rows = {row["name"]: row for row in table["rows"]}
         others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
         self.pairs = {pair: split_pair(pair) for pair in [*table["pairs"], *others]}
-        self.cells, self.by_folder = {}, {}
+        self.cells, self.by_folder, self.servers = {}, {}, {}
         for pair, seed, row in itertools.product(table["pairs"], table["seeds"], table["rows"]):
             try:
                 self.add_row(pair, row, seed)
@@ -116,7 +118,7 @@ class Plan:
     def task_of_row(self, pair: str, row: dict, seed: int, budget: int = 0) -> Task:
         """Returns the run of a row. It needs the runs that make its teacher, generator and labels."""
         (teacher, student), script, options = self.pairs[pair], row["script"], row.get("options", {})
-        Args = args_of(script)
+        Args, asking = args_of(script), self.table.get("serve", {}).get("asking", {})
         if row.get("alone"):
             return self.task_without_teacher(script, student, seed, options)
         if not issubclass(Args, TeacherOptions):  # a student alone learns the private data set
@@ -125,13 +127,33 @@ class Plan:
         makers = list(self.inputs_of_row(pair, row, seed))
         fixed = {"teacher": teacher, "model": student} | self.private | ({"query_budget": budget} if budget else {})
         fixed |= {option: str(maker.folder / file) for maker, option, file in makers}
+        options = asking | options
         args = self.read_options(script, seed, fixed, options)[1]
         needs = [self.teacher_task(pair, args.teacher_checkpoint()[0], args.teacher_seed)]
+        server = self.server_of(teacher, args) if "serve" in self.table else None
+        fixed["teacher"] = asked = server.url if server else teacher
         needs += [self.task_without_teacher(Args.BEGINS, student, seed)] if Args.BEGINS else []
         for other in row.get("needs", []):
-            needs.append(self.task(other, seed, {"teacher": teacher} | self.private, needs=needs[:1]))
+            needs.append(self.task(other, seed, {"teacher": asked} | self.private, asking, needs[:1]))
+            needs[-1].server = server
             self.place(pair, other, seed, needs[-1])
-        return self.task(script, seed, fixed, options, [*needs, *(maker for maker, _, _ in makers)])
+        task = self.task(script, seed, fixed, options, [*needs, *(maker for maker, _, _ in makers)])
+        task.server = server
+        return task
+
+    def server_of(self, teacher: str, args: TeacherOptions) -> Server:
+        """Returns the server of a teacher, one for each. UsageError for a row whose method looks inside the teacher."""
+        if args.NEEDS == "inside":
+            raise UsageError("its method looks inside the teacher, which a server does not show; leave the row out of a table with serve")
+        port = self.table["serve"]["port"] + [*self.servers, teacher].index(teacher)
+        shared = {k: getattr(args, k) for k in ("img_size", "channels", "normalize") if getattr(args, k) != getattr(TeacherOptions, k)}
+        given = shared | self.table["serve"].get("options", {}) | {"dataset": self.dataset, "teacher": teacher, "port": port}
+        given |= {k: v for k, v in self.roots.items() if v != k.removesuffix("_dir") and k != "logs_dir"}
+        name = safe(net_name(teacher))
+        url = f"http://127.0.0.1:{port}/v2/models/{name}"
+        return self.servers.setdefault(
+            teacher, Server(url, given, Path(self.roots["logs_dir"]) / "served" / f"{safe(net_name(teacher))}.log")
+        )
 
     def teacher_task(self, pair: str, script: str, seed: int) -> Task:
         """Returns the run that trains a pair's teacher, and gives it a row of its own."""

@@ -14,9 +14,21 @@ from common.record import Record
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's `&`: the processes of tests would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ["robustness", "table", "serve"]  # they train nothing
+TOOLS = ["ledger", "robustness", "serve", "table"]  # they train nothing
 FEWSHOT = ["fewshot_classifier", "fewshot_meta", "fewshot_test"]  # they have data sets of their own
 SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in (*TOOLS, *FEWSHOT))
+
+QUICK = {
+    "MEKD": {"steps": 2},
+    "DAFL": {"steps": 2, "batch_size": 64},
+    "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4},
+    "DB3KD": {"sr_mode": "sd"},
+}
+QUICK["ZSDB3KD"] = {"sr_mode": "sd", "samples": 4, "iterations": 1}
+QUICK["AEAHL"] = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["DFME"] = {"steps": 2, "s_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["IDEAL"] = {"g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
+QUICK["DFHL"] = {"steps": 2, "g_steps": 1, "h_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 
 
 def home_flags(home):

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import FEWSHOT, SCRIPTS
+from conftest import FEWSHOT, QUICK, SCRIPTS
 
 from common.utils import read_json
 
@@ -61,17 +61,6 @@ def test_kd_with_augmentation_asks_at_every_step(script):
     assert result["queries"] == 3 * 259
 
 
-QUICK = {
-    "MEKD": {"steps": 2},
-    "DAFL": {"steps": 2, "batch_size": 64},
-    "AM": {"first": 60, "queries": 20, "pairs": 100, "epochs": 4},
-    "DB3KD": {"sr_mode": "sd"},
-}
-QUICK["ZSDB3KD"] = {"sr_mode": "sd", "samples": 4, "iterations": 1}
-QUICK["AEAHL"] = {"ep_steps": 2, "kd_steps": 2, "g_steps": 1, "warmup": 1, "batch_size": 16, "latent": 8, "ngf": 4}
-QUICK["DFME"] = {"steps": 2, "s_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
-QUICK["IDEAL"] = {"g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
-QUICK["DFHL"] = {"steps": 2, "g_steps": 1, "h_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 OWN_NUMBER = ("DCGAN", "DAFL", "ZSDB3KD", "AEAHL", "DFME", "IDEAL", "DFHL")  # of queries: it does not follow from the budget
 NEEDS = {name: getattr(importlib.import_module(name).Args, "NEEDS", "") for name in SCRIPTS}
 ASKS = [name for name in SCRIPTS if NEEDS[name]]

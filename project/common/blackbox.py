@@ -46,8 +46,8 @@ class Asked(Protocol):
         stage: what they are for, train or audit.
         """
 
-    def audit(self, x: Tensor) -> Tensor | None:
-        """Log-probabilities (N, K) that cost nothing; None where they have to be asked for."""
+    def audit(self, x: Tensor) -> Tensor:
+        """Log-probabilities (N, K) of a net of this process, whatever its response shows."""
 
     def check_finite(self) -> None:
         """RunError where an answer since the beginning was not finite."""
@@ -211,6 +211,10 @@ class BlackBox:
         """UsageError if a run of n queries is over its budget, which is said before the first one; the same before and after a stop."""
         if n > self.allowance:
             raise self.over_budget(n, self.allowance, self.earlier)
+        self.expect(n)
+
+    def expect(self, n: int) -> None:
+        """Notes that the run takes at most n queries altogether."""
         self.planned = max(self.planned, int(n))
 
     def afford(self, n: int) -> None:
@@ -225,8 +229,8 @@ class BlackBox:
 
     def audit(self, x: Tensor) -> Tensor:
         """Log-probabilities (N, K) as the one who runs the experiment sees them. No query of the run, and no method may learn from them."""
-        if (free := self.asked.audit(x)) is not None:
-            return free
+        if self.free_audit:
+            return self.asked.audit(x)
         self.audited += len(x)
         return self.recover(self.asked.answer(x, "audit")).log_softmax(1)
 

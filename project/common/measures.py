@@ -28,11 +28,11 @@ def infer(f: Callable[[Tensor], Tensor], images: Images, view: Callable[[Tensor]
 
 
 def quality(
-    net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Tensor | None = None, amp: str = "off"
+    net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Tensor | None = None, amp: str = "off", soft: bool = True
 ) -> dict[str, float]:
     """The net on labelled images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside a teacher, whose
     log-probabilities are `truth` (N, K), agreement in percent and KL(teacher || student) in nats, over the images that it has classified
-    (NaN: not classified). Nothing where there are no images."""
+    (NaN: not classified). soft: whether all of `truth` is known, and not only its largest. Nothing where there are no images."""
     if not len(images):
         return {}
     s, y = infer(net.eval(), images, view, amp).float(), images.y  # (N, K)
@@ -42,7 +42,7 @@ def quality(
     if truth is not None:
         asked = ~truth[:, 0].isnan()
         s, truth = s[asked], truth[asked]
-        row |= {"agreement": percent(s.argmax(1) == truth.argmax(1)), "teacher_kl": kl(s, truth).item()}
+        row |= {"agreement": percent(s.argmax(1) == truth.argmax(1))} | ({"teacher_kl": kl(s, truth).item()} if soft else {})
     return row
 
 

@@ -1,7 +1,4 @@
-"""Options: a dataclass a script. A field is an option; `opt` gives it its help, its bounds and its other spellings.
-
-A class that overrides an option by a plain default, `lr: float = 0.02`, keeps the help, the bounds and the spellings.
-"""
+"""Options: a dataclass a script. A field is an option; a plain default of a subclass, `lr: float = 0.02`, keeps the help that it has."""
 
 import argparse
 import inspect
@@ -70,9 +67,8 @@ class RunOptions:
 
     def validate(self) -> None:
         """UsageError for options that do not go together, before anything is read or bought."""
-        for name in ("data_dir", "checkpoints_dir", "logs_dir"):
-            if not getattr(self, name):
-                raise UsageError(f"--{name} is empty; name a folder, or leave the option out for {getattr(RunOptions, name)}/")
+        for name in (n for n in ("data_dir", "checkpoints_dir", "logs_dir") if not getattr(self, n)):
+            raise UsageError(f"--{name} is empty; name a folder, or leave the option out for {getattr(RunOptions, name)}/")
 
 
 @dataclass

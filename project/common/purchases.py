@@ -136,7 +136,7 @@ class Purchases:
             with allocating("the images to ask about", "--queries", "--query_budget", "--img_size"):
                 t.add_rows(plan(torch.Generator().manual_seed(1000 * self.args.seed + self.number)))
         stop = t.ends[self.number - 1]
-        self.teacher.planned = max(self.teacher.planned, stop)
+        self.teacher.expect(stop)
         return self.grow(make or self.answers, "answers", size or max(1000, stop // 20), stop)
 
     def grow(self, make: Callable[[Columns], Columns], name: str, size: int, stop: int) -> Columns:

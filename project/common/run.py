@@ -74,7 +74,7 @@ class Run:
         self.data = self.load(args.private or args.dataset, num_classes_without_data(args, self.teacher_meta))
         self.record.check_data(self.data.identity())
         self.split_private()
-        self.teacher = self.truth = None
+        self.teacher, self.truth, self.soft_audit = None, None, True
         if teacher_content:
             self.open_teacher(*teacher_content)
         torch.manual_seed(args.seed)
@@ -175,9 +175,9 @@ class Run:
         if isinstance(source, Local) and isinstance(net, AbsentTeacher):
             return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
         self.teacher.free_audit = isinstance(source, Local) and not isinstance(net, OwnTeacher)
-        self.truth, self.teacher_accuracy = audit(
-            a, self.teacher, self.test, self.split, self.infer, a.teacher if is_url(a.teacher) else str(path)
-        )
+        self.soft_audit = self.teacher.free_audit or rank(a.response) >= RESPONSES.index("soft")
+        name = a.teacher if is_url(a.teacher) else str(path)
+        self.truth, self.teacher_accuracy = audit(a, self.teacher, self.test, self.split, self.infer, name)
 
     def net(self, name: str) -> nn.Module:
         """A new net of this name for the run's classes and images."""
@@ -271,7 +271,7 @@ class Run:
 
     def accuracy(self) -> dict[str, float]:
         """The student's quality on `test`, beside the teacher's: see measures.quality."""
-        return quality(self.student, self.test, self.data.view, self.truth, self.args.amp)
+        return quality(self.student, self.test, self.data.view, self.truth, self.args.amp, self.soft_audit)
 
     def copying(self, x: Tensor) -> None:
         """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .cli import PARENT, UsageError
+from .cli import PARENT, RunError, UsageError
 from .csv_files import COPYING, ROOT
 from .earlier import finished_result, is_locked
 from .forms import RESULT_NUMBERS
@@ -40,7 +40,7 @@ class Task:
 
     options: the command line as a dictionary. args: all options. folder: checkpoints and result. log: the file of its output, `begins`
     bytes of which are of earlier attempts. needs: runs that must finish first. state: missing, waiting (for another process that runs
-    it), running, done or failed. why: the reason of a failure. result: content of result.json.
+    it), running, done or failed. why: the reason of a failure. result: content of result.json. server: its teacher's, which must run.
     """
 
     script: str
@@ -53,6 +53,7 @@ class Task:
     why: str = ""
     result: dict | None = None
     begins: int = 0
+    server: "Server | None" = None
 
     def command(self) -> list[str]:
         """Returns the command line that starts the run."""
@@ -104,6 +105,8 @@ class Runner:
             self.stop()
             raise
         finally:
+            for server in {id(t.server): t.server for t in self.todo if t.server}.values():
+                server.stop()
             self.bar.close()
             signal.signal(signal.SIGTERM, former)
 
@@ -151,8 +154,13 @@ class Runner:
         """Starts a run."""
         slot = next(i for i in range(self.jobs) if i not in self.running)
         try:
+            if task.server:
+                task.server.start(self.jobs)
             self.running[slot] = task, launch(task, self.jobs, slot % self.gpus if self.gpus else None)
             self.say(f"{task} started")
+        except RunError as e:
+            task.fail(e)
+            self.report_end(task)
         except OSError as e:
             task.fail(f"it could not be started: {e.filename or task.command()[0]}: {e.strerror}")
             self.report_end(task)
@@ -177,13 +185,53 @@ class Runner:
         self.bar.update()
 
 
+class Server:
+    """A server of a table's teacher, started when a run first needs it. url: of its model; options: the command line as a dictionary."""
+
+    def __init__(self, url: str, options: dict, log: Path):
+        self.url, self.options, self.log, self.process = url, options, log, None
+
+    def start(self, jobs: int) -> None:
+        """Starts it if it does not run, and waits until it answers. RunError where it does not come up."""
+        if self.process and self.process.poll() is None:
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "wb") as log:
+            command = [sys.executable, "-u", str(ROOT / "project" / "serve.py"), *flags(**self.options)]
+            streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(command, **streams, env=environment(jobs), start_new_session=True)
+        for _ in range(600):
+            text = self.log.read_text(errors="replace")
+            if self.url in text:
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        self.stop()
+        raise RunError(f"the server of {self.url} did not start: {' '.join(text.split())[-300:] or 'no output'} ({self.log})")
+
+    def stop(self) -> None:
+        """Stops it, if it runs."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """The environment of a process of the table: cores / jobs threads; it ends when its standard input is closed."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ | {PARENT: "1"}
+
+
 def launch(task: Task, jobs: int, gpu: int | None) -> subprocess.Popen:
     """Starts the process of a run and returns it. The run gets cores / jobs threads, and the GPU with index `gpu` (None: all).
 
     The run ends, and saves first, when its standard input is closed: if this process ends in whatever way, its runs end, too.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    env = {"OMP_NUM_THREADS": threads} | os.environ | {PARENT: "1"}
+    env = environment(jobs)
     env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible_device(gpu)}
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "ab") as log:

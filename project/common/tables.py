@@ -174,6 +174,7 @@ TABLE = record(
     options=OPTIONS,
     scripts=mapping(SCRIPT, OPTIONS, "a table of options for each script"),
     against=TEXT,
+    serve=record({"port"}, port=of(int, "a port", ge=1024, le=65535), options=OPTIONS, asking=OPTIONS),
     budgets=many(of(int, "a whole number", ge=1, le=LARGEST), "query budgets"),
 )
 

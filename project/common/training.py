@@ -126,7 +126,7 @@ class Training:
         except OutOfBudget as e:
             self.save("student")
             what = f"the student of epoch {self.epoch} is in {self.record.folder / 'student.pt'}"
-            raise RunError(f"{e}; {what}; with a higher limit the same command goes on: {self.stop.command}") from None
+            raise OutOfBudget(f"{e}; {what}") from None
 
     def epochs(self, evaluate: Callable[[], dict], until: int | None = None, **objects) -> Iterator[int]:
         """Yields the epochs still to do up to `until`; logs, evaluates and saves after each. `objects`: all that has a state to resume."""

@@ -10,7 +10,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..cli import RunError, UsageError
 from ..utils import check_regular
 
 KEY = 16  # bytes of an image's hash
+ABOUT = ("teacher", "identity", "response", "classes")  # what the answers in a file are of
 FORMAT = "answers bought from a teacher, 1"
 SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
@@ -68,6 +69,18 @@ class Ledger:
         self.lock = FileLock(path.with_suffix(".lock"))
         self.refresh()
         self.old = len(self.places)  # images that were known before this process
+
+    @classmethod
+    def of(cls, path: Path) -> "Ledger":
+        """The ledger in a file that there is, whatever teacher it is of. UsageError where it is no ledger."""
+        if not path.is_file():
+            raise UsageError(f"no file {path}; ledgers are in checkpoints/ledgers/*.sqlite")
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+                about = {k: json.loads(v) for k, v in db.execute("select name, value from about")}
+            return cls(path, {k: about[k] for k in ABOUT})
+        except (sqlite3.DatabaseError, KeyError, ValueError) as e:
+            raise UsageError(f"{path} is damaged, or is no ledger ({e})") from None
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -259,6 +272,52 @@ class Ledger:
         with self.telling():
             sql = "select coalesce(sum(price), 0.0) from calls where run = ? and state in ('sent', 'answered', 'lost')"
             return self.db.execute(sql, (run,)).fetchone()[0]
+
+    # ---- for project/ledger.py
+
+    def runs(self) -> list[str]:
+        """The names of all runs, in the order in which they came."""
+        with self.telling():
+            sql = "select run from (select run, min(began) as first from calls group by run) order by first"
+            asked = [run for (run,) in self.db.execute(sql)]
+            return list(dict.fromkeys([*asked, *(run for (run,) in self.db.execute("select distinct run from hits order by run"))]))
+
+    def rows(self) -> Iterator[tuple[bytes, int, str, str, list[float]]]:
+        """(hash, call, run, stage, answer) of each image, in the order in which they were bought."""
+        with self.telling():
+            calls = self.db.execute(
+                "select id, run, stage, images, keys, answers from calls where state = 'answered' order by id"
+            ).fetchall()
+        for call, run, stage, images, keys, blob in calls:
+            for row, answer in enumerate(self.decoded(blob, images)):
+                key = keys[row * KEY : (row + 1) * KEY]
+                if self.places[key] == (call, row):
+                    yield key, call, run, stage, np.atleast_1d(answer).tolist()
+
+    def merge(self, other: "Ledger", any_teacher: bool = False) -> tuple[int, int]:
+        """Adds the answered calls of another ledger; (images that are new, images that were known). Nothing is added twice.
+
+        UsageError where it is of another teacher, response or number of classes; any_teacher: of another teacher it may be.
+        """
+        free = {"teacher", "identity"} if any_teacher else set()
+        if off := [f"{k} {other.about[k]}, not {self.about[k]}" for k in ABOUT if k not in free and other.about[k] != self.about[k]]:
+            hint = "" if {o.split()[0] for o in off} - {"teacher", "identity"} else "; for a server that has moved: --any_teacher"
+            raise UsageError(f"{other.path} is of {', '.join(off)}{hint}")
+        with self.exclusive():
+            before, total = len(self.places), 0
+            with other.telling():
+                names = "request, run, stage, began, ended, state, images, bytes, price, keys, answers"
+                calls = other.db.execute(f"select {names} from calls where state = 'answered' order by id").fetchall()
+            with self.transaction():
+                for call in calls:
+                    keys = [call[9][i : i + KEY] for i in range(0, len(call[9]), KEY)]
+                    total += len(keys)
+                    if any(key not in self.places for key in keys):
+                        row = self.db.execute(f"insert into calls ({names}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", call).lastrowid
+                        self.remember(row, keys)
+                        self.seen = max(self.seen, row)
+            new = len(self.places) - before
+            return new, total - new
 
     def close(self) -> None:
         self.db.close()

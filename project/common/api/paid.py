@@ -41,9 +41,9 @@ class Paid:
         self.limit = args.max_cost or np.inf
         self.pool = None if self.local else ThreadPoolExecutor(args.concurrency, thread_name_prefix="api")
 
-    def audit(self, x: Tensor) -> Tensor | None:
+    def audit(self, x: Tensor) -> Tensor:
         """See Asked."""
-        return self.source.audit(x) if self.local else None
+        return self.source.audit(x)
 
     def check_finite(self) -> None:
         """See Asked."""
@@ -64,9 +64,9 @@ class Paid:
         keys = [key_of(p) for p in parts]
         if self.ledger is None:
             self.keep_within(keys, {}, self.spent_here)
-            found = [a for _, answers in self.buy(keys, parts, stage, x) for a in answers]
+            found = {k: a for some, answers in self.buy(keys, parts, stage, x) for k, a in zip(some, answers, strict=True)}
             self.spent_here += self.price * len(keys)
-            return self.tensor(found, x.device)
+            return self.tensor([found[key] for key in keys], x.device)
         with self.ledger.exclusive(self.pause):
             found = self.ledger.find(keys)
             new = [i for i, key in enumerate(keys) if key not in found]
@@ -161,9 +161,10 @@ class Paid:
         if self.ledger:
             state = "answered" if error is None else "lost" if any(lost for *_, lost in future.attempts) else "refused"
             self.ledger.end(future.call, state, answers, future.attempts, keys)
-            if answers is not None and not self.canaries:
-                self.canaries = list(zip(keys, future.parts, answers, strict=True))[:CANARIES]
-                self.ledger.add_canaries(self.canaries)
+            if answers is not None and (lacking := CANARIES - len(self.canaries)) > 0:
+                new = list(zip(keys, future.parts, answers, strict=True))[:lacking]
+                self.ledger.add_canaries(new)
+                self.canaries = [*self.canaries, *new]
         return keys, answers, error
 
     def compute(self, keys: Sequence[bytes], stage: str, x: Tensor) -> np.ndarray:

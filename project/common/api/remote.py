@@ -1,12 +1,13 @@
 """A teacher behind a server, as a BlackBox asks it."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_jpeg, encode_png
 
 from ..datasets.images import to_pixels
 from .answers import Reading
@@ -57,8 +58,15 @@ class Remote:
         pixels = to_pixels(x, mean, std).cpu().contiguous()
         if form == "uint8":
             return [row.tobytes() for row in pixels.numpy()]
-        return [(encode_png(p) if form == "png" else encode_jpeg(p, 95)).numpy().tobytes() for p in pixels]
+        return [as_file(p, form) for p in pixels.numpy()]
 
     def send(self, parts: Sequence[bytes], request: str, attempts: list[tuple]) -> np.ndarray:
         """The answers to encoded images; see OpenInference.send."""
         return self.protocol.send(parts, request, attempts)
+
+
+def as_file(pixels: np.ndarray, form: str) -> bytes:
+    """A PNG or JPEG file of pixels, uint8 (1 or 3, H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, form, quality=95)
+    return file.getvalue()

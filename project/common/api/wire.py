@@ -3,6 +3,7 @@
 https://github.com/kserve/open-inference-protocol; binary data: the binary tensor data extension of the same protocol.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Container
@@ -49,7 +50,7 @@ def pack(head: dict, tensors: dict[str, np.ndarray], field: str, binary: bool | 
 def unpack(body: bytes, json_size: str | None, field: str) -> tuple[dict, dict[str, np.ndarray]]:
     """(all entries, {name: tensor}) of a message, with the tensors under `field`. json_size: the value of the header JSON_SIZE, if any.
 
-    Tensors of the type BYTES are arrays of str. ValueError, in one line, for a body that is malformed.
+    Tensors of the type BYTES are arrays of objects, str each. ValueError, in one line, for a body that is malformed.
     """
     size = len(body)
     if json_size is not None:
@@ -90,7 +91,7 @@ def described(entry: Any, field: str) -> tuple[str, str, list[int]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"an entry of {field!r} has no name")
     name, dtype, shape = entry["name"], entry.get("datatype"), entry.get("shape")
-    if dtype not in TYPES and dtype != "BYTES":
+    if not isinstance(dtype, str) or (dtype not in TYPES and dtype != "BYTES"):
         raise ValueError(f"{name} has the data type {str(dtype)[:20]!r}; there are {', '.join(TYPES)}, BYTES")
     if not isinstance(shape, list) or any(type(n) is not int or not 0 <= n < 2**31 for n in shape):
         raise ValueError(f"the shape of {name} is no list of sizes")
@@ -99,22 +100,32 @@ def described(entry: Any, field: str) -> tuple[str, str, list[int]]:
 
 def from_json(data: Any, dtype: str, shape: list[int], name: str) -> np.ndarray:
     """The tensor in a JSON list, flat or nested; ValueError for other values or another number of them."""
+    values = flat(data, name)
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{name} has {len(values)} values; its shape {shape} takes {math.prod(shape)}")
+    kinds = set(map(type, values))  # before NumPy sees them: among texts it would make each as long as the longest
+    if dtype == "BYTES" and kinds <= {str, int, float, bool}:
+        return np.array([str(v) for v in values], object).reshape(shape)
+    wanted = np.dtype(TYPES.get(dtype, object))
+    fits = kinds <= {"b": {bool}, "f": {int, float}, "O": set()}.get(wanted.kind, {int})
     try:
-        values = np.asarray(data)
-    except ValueError:
-        raise ValueError(f"the data of {name} are no list, or of unequal length") from None
-    if values.size != math.prod(shape) or data is None:
-        raise ValueError(f"{name} has {values.size if data is not None else 0} values; its shape {shape} takes {math.prod(shape)}")
-    if dtype == "BYTES":
-        return values.astype(str).reshape(shape)
-    wanted = np.dtype(TYPES[dtype])
-    fits = values.dtype.kind in {"b": "b", "f": "iuf"}.get(wanted.kind, "iu") or not values.size
-    if fits and wanted.kind in "iu" and values.size:
-        limits = np.iinfo(wanted)
-        fits = limits.min <= int(values.min()) and int(values.max()) <= limits.max
+        array = np.array(values if fits else [], wanted if wanted.kind != "f" else np.float64)
+    except OverflowError:
+        fits = False
     if not fits:
         raise ValueError(f"the values of {name} are no {dtype}")
-    return values.astype(wanted).reshape(shape)
+    return array.astype(wanted).reshape(shape)
+
+
+def flat(data: Any, name: str) -> list:
+    """The values of a JSON list that is flat, or nested to any depth; ValueError where nested lists are of unequal length."""
+    if not isinstance(data, list):
+        return [] if data is None else [data]
+    while data and isinstance(data[0], list):
+        if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
+            raise ValueError(f"the data of {name} are nested lists of unequal length")
+        data = [*itertools.chain.from_iterable(data)]
+    return data
 
 
 def from_bytes(data: bytes, dtype: str, shape: list[int], name: str) -> np.ndarray:
@@ -136,4 +147,4 @@ def strings(data: bytes, name: str, n: int) -> np.ndarray:
         at += 4 + length
     if at != len(data) or len(found) != n:
         raise ValueError(f"{name} has {len(data)} bytes that are not {n} texts")
-    return np.array(found)
+    return np.array(found, object)  # not as NumPy's texts, of which each takes as much as the longest

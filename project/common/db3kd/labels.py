@@ -144,6 +144,11 @@ def budgets_of(args: SoftLabelOptions) -> tuple[list[int], int]:
     return budgets, budgets.index(args.at or budgets[-1])
 
 
+def max_label_queries(args: SoftLabelOptions, K: int) -> int:
+    """Returns the largest number of queries that measure the distances of an image; K: number of classes."""
+    return budgets_of(args)[0][-1] * (K - 1) if args.sr_mode in ("bd", "mbd") else 0
+
+
 def parse_basis(args: Base) -> tuple[list[str], set[str]]:
     """Returns the names of the bases in order, and the set of priors (surrogate, bank), from --basis.
 

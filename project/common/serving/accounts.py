@@ -20,7 +20,7 @@ from .refusals import Refused
 
 COLUMNS = ("images", "requests", "refused")
 FORMAT = 1  # of the file, as its user_version
-LOCK_WAIT = 2.0  # seconds; a server that was just killed holds its lock a moment longer
+LOCK_WAIT = 1.0  # seconds; a server that was just killed holds its lock a moment longer
 
 
 class Accounts:

@@ -124,7 +124,7 @@ class Routes:
         kind, query = request.headers.get("content-type", ""), request.query_params.get("top_k")
         picture, top_k = await asyncio.to_thread(tasks.read_request, body, kind, query)
         images = await asyncio.to_thread(self.model.to_pixels, picture)
-        outputs = await self.answers(key, images, [tasks.output_of(key)])
+        outputs = await self.answers(key, images, tasks.outputs_for(key))
         return reply(tasks.ranked(outputs, self.model.classes, key, top_k))
 
     # ---- parts of a request
@@ -186,6 +186,8 @@ class Guard:
                 status = message["status"]
                 if more and not any(name == b"expect" for name, _ in scope["headers"]):
                     await drain(tracked, lambda: more, self.service.args.max_body_mb * 10**6)
+                if more:  # what comes next on this connection is no request
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:

@@ -30,12 +30,14 @@ class Job:
 
 
 class Batcher:
-    """Answers jobs in order, as many in one forward pass as have `max_batch` images together."""
+    """Answers jobs in order, as many in one forward pass as have `max_batch` images together, or each in one of its own."""
 
-    def __init__(self, model: Model, accounts: Accounts, metrics: Metrics, max_batch: int, max_wait: float, max_queue: int):
-        """max_wait: seconds that a job waits for others. max_queue: jobs that may wait."""
+    def __init__(
+        self, model: Model, accounts: Accounts, metrics: Metrics, max_batch: int, max_wait: float, max_queue: int, join: bool = True
+    ):
+        """max_wait: seconds that a job waits for others. max_queue: jobs that may wait. join: whether a forward pass may have several."""
         self.model, self.accounts, self.metrics = model, accounts, metrics
-        self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
+        self.max_batch, self.max_wait, self.max_queue, self.join = max_batch, max_wait, max_queue, join
         self.waiting, self.changed, self.closing = deque(), threading.Condition(), False
         metrics.queue.set_function(lambda: len(self.waiting))
         self.thread = threading.Thread(target=self.work, name="forward", daemon=True)
@@ -81,12 +83,12 @@ class Batcher:
             self.changed.wait_for(lambda: self.waiting or self.closing)
             if not self.waiting:
                 return []
-            if self.max_wait:
+            if self.max_wait and self.join:
                 due = self.waiting[0].arrived + self.max_wait
                 full = lambda: self.closing or sum(len(job.images) for job in self.waiting) >= self.max_batch  # noqa: E731
                 self.changed.wait_for(full, max(0.0, due - time.monotonic()))
             jobs, n = [], 0
-            while self.waiting and (not jobs or n + len(self.waiting[0].images) <= self.max_batch):
+            while self.waiting and (not jobs or (self.join and n + len(self.waiting[0].images) <= self.max_batch)):
                 jobs.append(self.waiting.popleft())
                 n += len(jobs[-1].images)
             return jobs

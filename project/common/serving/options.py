@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from ..blackbox import RESPONSES, rank
 from ..cli import UsageError
 from ..options import TeacherOptions, check_normalisation, described, opt
+from ..utils import is_url
 
 KNOWN = described(TeacherOptions)
 DIGITS = 15  # more decimals than a float32 has
@@ -82,6 +83,7 @@ class ServingOptions(AccessOptions):
     input: Literal["uint8", "float32"] = opt("uint8", "type of the images that the metadata names; requests may send either")
     max_batch: int = opt(1024, "maximum number of images in a request, and in a forward pass", ge=1, le=2**20)
     max_wait_ms: float = opt(0.0, "time that a request waits for others to share its forward pass, in milliseconds", ge=0, le=60_000)
+    join: bool = opt(True, "answer each request in a forward pass of its own, so that other requests change no bit of an answer")
     max_queue: int = opt(256, "maximum number of waiting requests; further ones are refused with status 503", ge=1)
     max_body_mb: int = opt(64, "maximum size of a request's body in megabytes", ge=1, le=4096)
 
@@ -94,8 +96,9 @@ class ServingOptions(AccessOptions):
                 check_normalisation(getattr(self, option), f"--{option}")
         if self.channels == 2:
             raise UsageError("--channels 2: there are 1 (grey), 3 (colour) and 0 (as the data set has)")
-        if self.teacher.startswith("py:"):
-            raise UsageError(f"--teacher {self.teacher}: a function is not served; give a model of the list with its checkpoint")
+        if self.teacher.startswith("py:") or is_url(self.teacher):
+            what = "a server" if is_url(self.teacher) else "a function"
+            raise UsageError(f"--teacher {self.teacher}: {what} is not served; give a model of the list with its checkpoint")
         if self.onnx and (self.teacher_path or self.teacher_normalize or self.weights):
             raise UsageError("--onnx excludes --teacher_path, --teacher_normalize and --weights, which are of checkpoints; leave them out")
         if not self.checkpoints_dir:

@@ -80,7 +80,8 @@ def checked_id(text: object) -> str | None:
 
 def wanted(head: dict, model: Model, key: Key) -> tuple[list[str], set[str]]:
     """(outputs, those of them as bytes) that a request selects; by default the first output of the key's response."""
-    every, entries = flag(head, "binary_data_output", False), head.get("outputs") or []
+    every, entries = flag(head, "binary_data_output", False), head.get("outputs")
+    entries = [] if entries is None else entries
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries):
         raise Refused(400, "outputs must be a list of entries that have a name")
     binary = {e["name"]: flag(e, "binary_data", every) for e in entries}
@@ -92,7 +93,8 @@ def wanted(head: dict, model: Model, key: Key) -> tuple[list[str], set[str]]:
 
 def flag(entry: dict, name: str, default: bool) -> bool:
     """The parameter `name` of a request or of one of its outputs; Refused where it is no boolean."""
-    parameters = entry.get("parameters") or {}
+    parameters = entry.get("parameters")
+    parameters = {} if parameters is None else parameters
     value = parameters.get(name, default) if isinstance(parameters, dict) else None
     if not isinstance(value, bool):
         raise Refused(400, f"parameters must be an object, and {name} in it true or false")

@@ -19,7 +19,7 @@ class Service:
         self.model = open_model(args, args.name)
         self.accounts = Accounts(Path(args.accounts or Path(args.checkpoints_dir) / "served" / f"{self.model.name}.sqlite"))
         self.metrics = Metrics()
-        self.batcher = Batcher(self.model, self.accounts, self.metrics, args.max_batch, args.max_wait_ms / 1000, args.max_queue)
+        self.batcher = Batcher(self.model, self.accounts, self.metrics, args.max_batch, args.max_wait_ms / 1000, args.max_queue, args.join)
 
     @property
     def title(self) -> str:

@@ -15,7 +15,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..api import wire
 from ..datasets.pictures import Unreadable, read_picture
-from .answers import top
 from .keys import Key
 from .refusals import Refused
 
@@ -53,9 +52,9 @@ def decoded(body: bytes) -> Tensor:
         raise Refused(400, f"the picture cannot be read: {e}") from None
 
 
-def output_of(key: Key) -> str:
-    """The output that this task is made of, under a key's response."""
-    return "label" if key.response == "hard" else "scores" if key.response.startswith("topk") else "probabilities"
+def outputs_for(key: Key) -> list[str]:
+    """The outputs that this task is made of, under a key's response."""
+    return ["label"] if key.response == "hard" else ["scores", "labels"] if key.response.startswith("topk") else ["probabilities"]
 
 
 def ranked(outputs: dict[str, np.ndarray], classes: Sequence[str], key: Key, top_k: int) -> list[dict]:
@@ -65,8 +64,7 @@ def ranked(outputs: dict[str, np.ndarray], classes: Sequence[str], key: Key, top
     if key.response.startswith("topk"):
         scores, labels = outputs["scores"][0], outputs["labels"][0]
     else:
-        p = outputs["probabilities"][0]
-        labels = np.argsort(-p, kind="stable")
-        scores = p[labels]
-    n = min(top_k, top(key.response, len(classes)) if key.response.startswith("topk") else len(classes))
-    return [{"label": classes[int(k)], "score": float(str(s))} for s, k in zip(scores[:n], labels[:n], strict=True)]
+        labels = np.argsort(-outputs["probabilities"][0], kind="stable")
+        scores = outputs["probabilities"][0][labels]
+    ranks = zip(labels[:top_k], scores[:top_k], strict=True)
+    return [{"label": classes[int(k)], "score": float(str(s))} for k, s in ranks]
