@@ -1,6 +1,7 @@
 # Two commands that set up everything on a fresh machine:
 #   make reproduce    the main job on Digits (no download, no GPU), to a printed table
 #   make test         the tests; make quick: those that take less than a minute together
+#   make interop      the tests with MLServer and KServe as teachers, in environments of their own (.venv-interop; 800 MB are installed)
 #   make fuzz         random options, damaged files and killed runs: MINUTES=5 of each with SEED=0 (docs/reliability.md)
 # The environment is .venv; it is made once, and again when requirements.txt changes.
 
@@ -11,7 +12,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 MINUTES ?= 5
 SEED ?= 0
 
-.PHONY: reproduce test quick fuzz lint clean
+.PHONY: reproduce test quick interop fuzz lint clean
 
 reproduce: .venv/ready
 	$(BIN)/python project/table.py digits --jobs $(JOBS)
@@ -22,6 +23,9 @@ test: .venv/dev
 quick: .venv/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(addprefix tests/test_,house.py options.py checkpoints.py blackbox.py losses.py measures.py \
 		models.py datasets.py gan.py) tests/test_scripts.py::test_a_dry_run_goes_through_and_keeps_nothing
+
+interop: .venv/dev
+	$(BIN)/python -m pytest tests/interop -rs
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
@@ -42,4 +46,4 @@ lint: .venv/dev
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-interop

@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,12 @@ class Client:
         attempts: list[tuple[float, float, str, bool]],
         retries: int | None = None,
         base: str = "",
+        again: Container[int] = AGAIN,
     ) -> Any:
         """understand(body, headers) of the server's answer to a request below the URL, which is sent until it is answered.
 
         attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each. retries: further
-        attempts, by default those of the options.
+        attempts, by default those of the options. again: statuses after which the request is sent again.
         Refused for a status after which it is no use, and for an answer that is not understood (ValueError); RunError where all
         attempts failed.
         """
@@ -101,7 +102,7 @@ class Client:
                 if answer is not None:
                     answer.release_conn()
             if answer is not None:
-                if answer.status not in AGAIN:
+                if answer.status not in again:
                     raise Refused(f"{self.url} answered with status {outcome}: {self.words(content)}", answer.status)
                 outcome, wait = f"status {outcome}: {self.words(content)}", retry_after(answer.headers.get("Retry-After", ""))
             if number < retries:

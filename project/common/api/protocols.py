@@ -1,14 +1,14 @@
 """Protocols of teachers' servers: what a request for some images looks like, and what its answer says."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import orjson
 
 from ..cli import RunError, UsageError
 from .answers import Reading, at
-from .client import Client, Refused
+from .client import AGAIN, Client, Refused
 from .options import ApiOptions
 from .wire import JSON_SIZE, pack, parsed, unpack
 
@@ -37,25 +37,35 @@ class OpenInference:
 
     def describe(self) -> None:
         """Reads the server's metadata: names, shapes and types of its tensors. RunError where it does not answer or is of another kind."""
+        a = self.args
         try:
             about = parsed(self.client.get())
-            (own,), outputs = about["inputs"], about["outputs"]
-            self.name, self.input_shape, dtype = own["name"], [int(n) for n in own["shape"]], own["datatype"]
+            inputs, outputs = (about[field] or [] for field in ("inputs", "outputs"))
+            if inputs:
+                (own,) = inputs
+                self.name, self.input_shape, dtype = own["name"], [int(n) for n in own["shape"]], own["datatype"]
             names = {o["name"]: (o["datatype"], o["shape"]) for o in outputs}
             most = (about.get("parameters") or {}).get("max_batch", 0)
         except (ValueError, KeyError, TypeError, AttributeError):
             hint = "give the URL of a model, http://host:port/v2/models/NAME, or another --protocol"
             raise RunError(f"{self.client.url} has no metadata of a model with one input; {hint}") from None
+        if inputs:
+            self.choose_form(dtype)
+        elif a.api_input == "auto":
+            raise UsageError(f"{self.client.url} does not say what its input is; give --api_input uint8 or float32")
+        if not a.api_batch and type(most) is int and most > 0:
+            self.batch = min(most, 8192)
+        self.check_shape()
+        self.choose(names)
+        self.untried = not self.says_binary()
+
+    def choose_form(self, dtype: str) -> None:
+        """Chooses the form in which images are sent, where --api_input leaves it open. RunError for a type that is not sent."""
         forms = {"UINT8": "uint8", "FP32": "float32"}
         if dtype not in forms:
             raise RunError(f"{self.client.url} takes {self.name} as {dtype}; this client sends UINT8 or FP32")
         if self.args.api_input == "auto":
             self.form = forms[dtype]
-        if not self.args.api_batch and type(most) is int and most > 0:
-            self.batch = min(most, 8192)
-        self.check_shape()
-        self.choose(names)
-        self.untried = not self.says_binary()
 
     def says_binary(self) -> bool:
         """Whether the server says that it takes binary data, so that no request has to show it."""
@@ -75,13 +85,15 @@ class OpenInference:
             raise UsageError(f"{self.client.url} takes images of {sizes}, the run's are {c}x{h}x{w}; give --img_size or --channels")
 
     def choose(self, outputs: Mapping[str, tuple[str, list[int]]]) -> None:
-        """Chooses the output tensors that are asked for. UsageError where the server has none that fits --response."""
+        """Chooses the output tensors that are asked for, none where the server names none. UsageError where none fits --response."""
         kind, wanted = self.reading.kind, self.args.api_output
+        if not outputs:
+            self.outputs = [wanted] if wanted else []
+            return
         if kind == "topk" and not wanted and {"scores", "labels"} <= outputs.keys():
             self.outputs = ["scores", "labels"]
             return
-        order = (wanted,) if wanted else (*OUTPUTS["hard"], *OUTPUTS["soft"]) if kind == "hard" else OUTPUTS.get(kind, OUTPUTS["soft"])
-        found = next((n for o in order for n in outputs if n.lower() == o.lower()), None)
+        found = self.preferred(outputs)
         if found is None and not wanted and len(outputs) == 1:
             (found,) = outputs
         if found is None:
@@ -89,6 +101,12 @@ class OpenInference:
             asked = f"--api_output {wanted}" if wanted else f"--response {self.reading.response}"
             raise UsageError(f"{self.client.url} has no output for {asked}; it has: {there}; choose with --api_output or --response")
         self.outputs = [found]
+
+    def preferred(self, names: Iterable[str]) -> str | None:
+        """The output of these names that fits --api_output or --response best, None where none does."""
+        kind, wanted, names = self.reading.kind, self.args.api_output, list(names)
+        order = (wanted,) if wanted else (*OUTPUTS["hard"], *OUTPUTS["soft"]) if kind == "hard" else OUTPUTS.get(kind, OUTPUTS["soft"])
+        return next((n for o in order for n in names if n.lower() == o.lower()), None)
 
     def send(self, parts: Sequence[bytes], request: str, attempts: list[tuple]) -> np.ndarray:
         """The answers to images, each as encoded bytes. request: its id. For attempts see Client.ask."""
@@ -115,7 +133,10 @@ class OpenInference:
         outputs = [{"name": n} | ({"parameters": {"binary_data": True}} if self.binary else {}) for n in self.outputs]
         head = {"id": request} | ({"outputs": outputs} if outputs else {})
         body, headers = pack(head, {self.name: images}, "inputs", self.binary)
-        return self.client.ask("POST", "/infer", body, headers, lambda b, h: self.read(b, h, len(parts)), attempts)
+        again = AGAIN
+        if self.binary and self.untried:  # MLServer answers binary data with 422 or 500, and breaks the connection off after a 500
+            headers, again = headers | {"Connection": "close"}, AGAIN - {500}
+        return self.client.ask("POST", "/infer", body, headers, lambda b, h: self.read(b, h, len(parts)), attempts, again=again)
 
     def read(self, body: bytes, headers: Mapping[str, str], images: int) -> np.ndarray:
         """The answers in a response. ValueError for a response that cannot be used."""
@@ -123,7 +144,7 @@ class OpenInference:
         if self.outputs == ["scores", "labels"] and {"scores", "labels"} <= tensors.keys():
             found = self.scattered(tensors["scores"], tensors["labels"])
         else:
-            name = self.outputs[0] if self.outputs and self.outputs[0] in tensors else next(iter(tensors))
+            name = next((n for n in self.outputs if n in tensors), None) or self.preferred(tensors) or next(iter(tensors))
             values = tensors[name]
             flat = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1 < len(self.reading.classes))
             if flat and self.reading.kind != "hard":
