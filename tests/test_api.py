@@ -6,15 +6,17 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import urllib3
 from conftest import QUICK, killed_after
 from fake_api import Fake, softmax
-from served import serving_here
+from served import Process, serving_here
 
 from common.api.answers import Reading, at
 from common.api.client import retry_after
@@ -468,6 +470,37 @@ def test_two_runs_on_one_ledger_pay_once(tmp_path):
         assert [os.waitpid(c, 0)[1] for c in children] == [0, 0]
         totals = Ledger.of(tmp_path / "l.sqlite").totals()
         assert totals["images"] == len(set(api.asked)) == 300 * 8 and totals["doubt"] == 0 and len(api.asked) == 2400 + totals["again"]
+
+
+def test_a_server_that_is_killed_in_the_midst_and_started_again(trained, tmp_path, monkeypatch):
+    from common.api import client
+
+    monkeypatch.setattr(client, "LONGEST", 0.3)
+    home = {"response": "soft", "accounts": tmp_path / "a.sqlite"}
+    servers = [Process(trained, **home)]
+    url = servers[0].url
+    args = parse(TeacherOptions, flags(teacher=url, dataset="Digits", retries=100, api_batch=8, ledger=True))
+    source = Remote(args, CLASSES, (1, 8, 8), HALF, HALF)
+    source.describe()
+    ledger = Ledger(tmp_path / "l.sqlite", {"teacher": "a", "identity": "b", "response": "soft", "classes": 10})
+    paid = Paid(args, source, ledger, 10, "run")
+
+    def fall_and_rise():
+        servers[0].stop(signal.SIGKILL)
+        servers.append(Process(trained, **home, port=int(url.split(":")[2].split("/")[0])))
+
+    accident = threading.Timer(0.3, fall_and_rise)
+    accident.start()
+    number = 0
+    while number < 40 or len(servers) < 2:  # some of the requests meet no server
+        assert np.allclose(paid.answer(images(8, number)[0]).sum(1), 1, atol=1e-5)
+        number += 1
+    accident.join()
+    with urllib3.PoolManager() as pool:
+        served = pool.request("GET", url.partition("/v2/")[0] + "/v2/usage").json()["images"]
+    servers[1].stop()
+    totals = ledger.totals()
+    assert totals["images"] == 8 * number <= served <= 8 * number + totals["doubt"] and totals["retries"] > 0
 
 
 def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path):
