@@ -521,6 +521,11 @@ def test_a_ledger_of_another_teacher_or_a_damaged_one(tmp_path):
     Ledger(tmp_path / "l.sqlite", about).close()
     with pytest.raises(UsageError, match=r"of another teacher: classes 10 \(this run: 3\)"):
         Ledger(tmp_path / "l.sqlite", about | {"classes": 3})
+    kept, keys = Ledger(tmp_path / "l.sqlite", about), [key_of(b"1"), key_of(b"2")]
+    kept.end(kept.intend("r", "run", "train", keys, 1, 0.0), "answered", np.full((2, 10), 0.1), [], keys)
+    kept.db.execute("update calls set answers = zeroblob(80)")  # the right length, other answers
+    with pytest.raises(UsageError, match="is damaged: the checksum of call 1 differs"):
+        kept.find(keys)
     (tmp_path / "x.sqlite").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(UsageError, match="is damaged, or is no ledger"):
         Ledger(tmp_path / "x.sqlite", about)

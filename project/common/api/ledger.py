@@ -9,6 +9,7 @@ import json
 import sqlite3
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
 create table if not exists calls (
     id integer primary key, request text not null, run text not null, stage text not null, began real not null, ended real,
-    state text not null, images integer not null, bytes integer not null, price real not null, keys blob not null, answers blob);
+    state text not null, images integer not null, bytes integer not null, price real not null, keys blob not null, answers blob,
+    crc integer);
 create table if not exists attempts (
     call integer not null references calls, at real not null, seconds real not null, outcome text not null, lost integer not null);
 create table if not exists hits (run text not null, stage text not null, images integer not null, primary key (run, stage));
@@ -156,8 +158,12 @@ class Ledger:
         found, calls = {}, [*wanted]
         for some in (calls[i : i + 500] for i in range(0, len(calls), 500)):
             with self.telling():
-                rows = self.db.execute(f"select id, images, answers from calls where id in ({','.join('?' * len(some))})", some).fetchall()
-            for call, images, blob in rows:
+                marks = ",".join("?" * len(some))
+                rows = self.db.execute(f"select id, images, keys, answers, crc from calls where id in ({marks})", some).fetchall()
+            for call, images, own, blob, crc in rows:
+                if zlib.crc32(blob, zlib.crc32(own)) != crc:
+                    hint = "bring a copy back, or move it away (its answers are then bought again)"
+                    raise UsageError(f"{self.path} is damaged: the checksum of call {call} differs; {hint}")
                 answers = self.decoded(blob, images)
                 found |= {key: answers[row] for key, row in wanted[call].items()}
         return found
@@ -180,10 +186,11 @@ class Ledger:
 
     def add(self, run: str, stage: str, keys: Sequence[bytes], size: int, answers: np.ndarray, began: float) -> None:
         """Notes a call that a net of this process has answered: nothing was sent or paid. began: time; size: bytes of the images."""
-        row = ("", run, stage, began, time.time(), "answered", len(keys), size, 0.0, b"".join(keys), self.encoded(answers))
+        joined, blob = b"".join(keys), self.encoded(answers)
+        row = ("", run, stage, began, time.time(), "answered", len(keys), size, 0.0, joined, blob, zlib.crc32(blob, zlib.crc32(joined)))
         with self.transaction():
-            sql = "insert into calls (request, run, stage, began, ended, state, images, bytes, price, keys, answers) values "
-            call = self.db.execute(sql + "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row).lastrowid
+            sql = "insert into calls (request, run, stage, began, ended, state, images, bytes, price, keys, answers, crc) values "
+            call = self.db.execute(sql + "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row).lastrowid
         self.remember(call, keys)
         self.seen = max(self.seen, call)
 
@@ -197,8 +204,10 @@ class Ledger:
         attempts: (time, seconds, outcome, whether it may have been served without an answer here) each.
         """
         blob = None if answers is None else self.encoded(answers)
+        crc = None if blob is None else zlib.crc32(blob, zlib.crc32(b"".join(keys)))
         with self.transaction():
-            self.db.execute("update calls set state = ?, ended = ?, answers = ? where id = ?", (state, time.time(), blob, call))
+            sql = "update calls set state = ?, ended = ?, answers = ?, crc = ? where id = ?"
+            self.db.execute(sql, (state, time.time(), blob, crc, call))
             self.db.executemany("insert into attempts values (?, ?, ?, ?, ?)", [(call, *a) for a in attempts])
         if answers is not None:
             self.remember(call, keys)
@@ -306,14 +315,14 @@ class Ledger:
         with self.exclusive():
             before, total = len(self.places), 0
             with other.telling():
-                names = "request, run, stage, began, ended, state, images, bytes, price, keys, answers"
+                names = "request, run, stage, began, ended, state, images, bytes, price, keys, answers, crc"
                 calls = other.db.execute(f"select {names} from calls where state = 'answered' order by id").fetchall()
             with self.transaction():
                 for call in calls:
                     keys = [call[9][i : i + KEY] for i in range(0, len(call[9]), KEY)]
                     total += len(keys)
                     if any(key not in self.places for key in keys):
-                        row = self.db.execute(f"insert into calls ({names}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", call).lastrowid
+                        row = self.db.execute(f"insert into calls ({names}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", call).lastrowid
                         self.remember(row, keys)
                         self.seen = max(self.seen, row)
             new = len(self.places) - before
