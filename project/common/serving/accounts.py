@@ -33,7 +33,7 @@ class Accounts:
         self.reserved, self.next = Counter(), {}  # images being computed; when a key with a rate may ask again
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(f"{path}.lock", is_singleton=False)
+            self.lock = FileLock(f"{path}.lock", is_singleton=False, thread_local=False)  # released by the thread that ends the server
             self.lock.acquire(timeout=LOCK_WAIT)
         except Timeout:
             raise UsageError(f"another server counts in {path}; stop it, or name another file with --accounts") from None
