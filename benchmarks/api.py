@@ -43,17 +43,19 @@ HALF = (torch.full((1, 1, 1, 1), 0.5),) * 2
 
 
 @contextlib.contextmanager
-def server(home: Path, teacher: str, batch: int) -> Iterator[str]:
-    """Yields the URL of a server process of an untrained teacher of CIFAR-10."""
-    net = build(teacher, 10, SHAPE)
-    path = run_folder(home / "checkpoints", "teacher", "CIFAR10", teacher, 0) / "teacher.pt"
+def server(
+    home: Path, teacher: str, batch: int, shape: tuple[int, int, int] = SHAPE, dataset: str = "CIFAR10"
+) -> Iterator[tuple[str, int]]:
+    """Yields the URL of a server process of an untrained teacher, and the process's number."""
+    net = build(teacher, 10, shape)
+    path = run_folder(home / "checkpoints", "teacher", dataset, teacher, 0) / "teacher.pt"
     save(path, {"model": net.state_dict()})
-    options = {"dataset": "CIFAR10", "teacher": teacher, "port": 0, "response": "logits", "checkpoints_dir": home / "checkpoints"}
+    options = {"dataset": dataset, "teacher": teacher, "port": 0, "response": "logits", "checkpoints_dir": home / "checkpoints"}
     command = [sys.executable, str(Path(KD.__file__).with_name("serve.py")), *flags(**options, max_batch=batch)]
     env = os.environ | {"OMP_NUM_THREADS": "1", PARENT: "1"}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     try:
-        yield process.stdout.readline().split(" at ")[1].split(";")[0]
+        yield process.stdout.readline().split(" at ")[1].split(";")[0], process.pid
     finally:
         process.terminate()
         process.wait()
@@ -91,7 +93,7 @@ def main() -> None:
 def over_http(args: argparse.Namespace, home: Path, x: Tensor) -> None:
     """Prints the rows of JSON and binary requests."""
     print("| requests | images/s | forward pass alone, images/s | ratio |\n|---|---:|---:|---:|")
-    with server(home, args.teacher, args.batch) as url:
+    with server(home, args.teacher, args.batch) as (url, _):
         local = Local(build(args.teacher, 10, SHAPE).to(memory_format=torch.channels_last), "logits", chunk=args.batch)
         for binary in (True, False):
             for connections in (1, 8):
