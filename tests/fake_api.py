@@ -32,7 +32,7 @@ class Fake:
         self.kind, self.form, self.layout, self.names, self.binary, self.token = kind, form, layout, names, binary, token
         self.w = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
         self.faults, self.asked, self.requests, self.headers, self.delay, self.busy, self.most = [], [], 0, {}, 0.0, 0, 0
-        self.classes, self.extensions, self.lock = 10, [], threading.Lock()
+        self.classes, self.extensions, self.parameters, self.lock = 10, [], {}, threading.Lock()
 
     def logits(self, pixels):
         """Of pixels (n, 64) in [0, 255]; the same in any batch."""
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
             "inputs": [{"name": "x", "datatype": {"uint8": "UINT8", "float32": "FP32"}[api.form], "shape": [-1, *api.layout]}],
         }
         about["outputs"] = [{"name": n, "datatype": kinds.get(n, ("FP32",))[0], "shape": kinds.get(n, (0, [-1, 10]))[1]} for n in api.names]
-        self.reply(200, json.dumps(about).encode())
+        self.reply(200, json.dumps(about | {"parameters": api.parameters}).encode())
 
     def do_POST(self):
         api, body = self.api, self.rfile.read(int(self.headers["Content-Length"]))

@@ -103,6 +103,28 @@ def test_probabilities_from_logits_alone_and_an_output_by_name():
             remote(api, api_output="x")
 
 
+@pytest.mark.parametrize("response", ["logits", "soft", "hard"])
+def test_classes_in_another_order_are_put_into_the_data_sets(response):
+    x, pixels = images()
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    with Fake() as api:
+        api.parameters = {"classes": [str(k) for k in order]}
+        t, wanted = remote(api, response=response)[0](x).numpy(), np.empty((20, 10))
+        wanted[:, order] = api.logits(pixels)
+        assert (t.argmax(1) == wanted.argmax(1)).all() and (response != "logits" or np.allclose(t, wanted, rtol=1e-5))
+        api.parameters = {"classes": ["cat", "dog"]}
+        with pytest.raises(UsageError, match="has 2 classes: cat, dog; the data set has 10: 0, 1, 2, 3, 4, ..."):
+            remote(api)
+
+
+def test_a_server_that_states_another_normalisation_is_not_asked():
+    with Fake(form="float32") as api:
+        api.parameters = {"normalize": {"mean": [0.5], "std": [0.25]}}
+        with pytest.raises(UsageError, match="takes images of another normalisation than the run sends; give --teacher_normalize 0.5,0.25"):
+            remote(api)
+        assert remote(api, api_input="uint8")
+
+
 @pytest.mark.parametrize("layout", [(3, 8, 8), (1, 16, 16)])
 def test_images_of_another_shape_than_the_servers_are_refused(layout):
     with (

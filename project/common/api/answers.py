@@ -24,14 +24,25 @@ class Reading:
         self.kind, _, k = response.partition(":")
         self.k = min(int(k or len(classes)), len(classes))
         self.numbers = {name: i for i, name in enumerate(self.classes)}
-        self.map = self.read_map(label_file) if label_file else None
+        self.map, self.order = self.read_map(label_file) if label_file else None, None
+
+    def take_order(self, names: Sequence[str], url: str) -> None:
+        """Takes note of the order of the server's classes. UsageError where they are others than the data set's."""
+        if sorted(names) != sorted(self.classes):
+            theirs, ours = (", ".join(map(str, [*c][:5])) + ", ..." * (len(c) > 5) for c in (names, self.classes))
+            raise UsageError(f"{url} has {len(names)} classes: {theirs}; the data set has {len(self.classes)}: {ours}")
+        self.order = None if list(names) == self.classes else [*map(list(names).index, self.classes)]
+
+    def ordered(self, values: np.ndarray) -> np.ndarray:
+        """Scores (n, K) in the order of the data set's classes."""
+        return values if self.order is None else values[:, self.order]
 
     def scores(self, values: np.ndarray, logit: bool = False) -> np.ndarray:
         """Answers to scores (n, K) of all classes; logit: whether they are logits where the scale does not say. ValueError for others."""
         scale = self.scale if self.scale != "auto" else "logit" if logit or self.kind == "logits" else "probability"
         if values.ndim != 2 or values.shape[1] != len(self.classes):
             raise ValueError(f"its scores have the shape {values.shape}; expected (images, {len(self.classes)})")
-        values = values.astype(np.float32)
+        values = self.ordered(values.astype(np.float32))
         if not np.isfinite(values).all():
             raise ValueError("its scores have values that are not finite")
         if self.kind == "hard":
@@ -64,7 +75,7 @@ class Reading:
             if (found != values).any() or (found < 0).any() or (found >= len(self.classes)).any():
                 found = f"{values.min():g} to {values.max():g}"
                 raise ValueError(f"its classes are {found}; expected integers from 0 to {len(self.classes) - 1}")
-            return found
+            return found if self.order is None else np.argsort(self.order)[found]
         found = [self.number(str(v)) for v in values]
         if None in found:
             raise ValueError(f"its label {values[found.index(None)]!r} stands for no class")

@@ -216,10 +216,11 @@ def opened(args: TeacherOptions, source: Remote | Local, classes: int, run: str)
     local = isinstance(source, Local)
     if local and (not args.ledger or args.dry_run):
         return source
-    name = f"{net_name(args.teacher)}-{source.identity}-{safe(args.response)}.sqlite"
+    identity = source.identity if local else source.answers_identity
+    name = f"{net_name(args.teacher)}-{identity}-{safe(args.response)}.sqlite"
     path, ledger = Path(args.checkpoints_dir) / "ledgers" / name, None
     if args.ledger and (path.exists() or not args.dry_run):
-        about = {"teacher": args.teacher, "identity": source.identity, "response": args.response, "classes": classes}
+        about = {"teacher": args.teacher, "identity": identity, "response": args.response, "classes": classes}
         ledger = Ledger(path, about, durable=not local)
         if args.overwrite:
             ledger.rename_run(run)

@@ -31,7 +31,7 @@ class OpenInference:
         self.args, self.client, self.reading, self.shape = args, client, reading, shape
         self.binary, self.untried, self.name, self.outputs, self.input_shape = True, True, "images", [], [-1, *shape]
         self.form = "uint8" if args.api_input == "auto" else args.api_input
-        self.batch = args.api_batch or MOST
+        self.batch, self.about = args.api_batch or MOST, {}
         if self.form not in ("uint8", "float32"):
             raise UsageError(f"--api_input {self.form}: the Open Inference Protocol takes uint8 or float32")
 
@@ -45,7 +45,8 @@ class OpenInference:
                 (own,) = inputs
                 self.name, self.input_shape, dtype = own["name"], [int(n) for n in own["shape"]], own["datatype"]
             names = {o["name"]: (o["datatype"], o["shape"]) for o in outputs}
-            most = (about.get("parameters") or {}).get("max_batch", 0)
+            self.about = about.get("parameters") or {}
+            most, classes = self.about.get("max_batch", 0), self.about.get("classes")
         except (ValueError, KeyError, TypeError, AttributeError):
             hint = "give the URL of a model, http://host:port/v2/models/NAME, or another --protocol"
             raise RunError(f"{self.client.url} has no metadata of a model with one input; {hint}") from None
@@ -55,6 +56,8 @@ class OpenInference:
             raise UsageError(f"{self.client.url} does not say what its input is; give --api_input uint8 or float32")
         if not a.api_batch and type(most) is int and most > 0:
             self.batch = min(most, 8192)
+        if isinstance(classes, list):
+            self.reading.take_order(classes, self.client.url)
         self.check_shape()
         self.choose(names)
         self.untried = not self.says_binary()
@@ -163,7 +166,7 @@ class OpenInference:
             raise ValueError("its scores are no probabilities, or its labels no classes")
         rows = np.full((len(scores), k), np.nan, np.float32)
         np.put_along_axis(rows, labels.astype(np.int64), scores.astype(np.float32), 1)
-        return rows
+        return self.reading.ordered(rows)
 
 
 class HuggingFace:
@@ -172,7 +175,7 @@ class HuggingFace:
     https://huggingface.co/docs/inference-providers/tasks/image-classification
     """
 
-    batch, untried = 1, False
+    batch, untried, about = 1, False, {}
 
     def __init__(self, args: ApiOptions, client: Client, reading: Reading, shape: tuple[int, int, int]):
         self.args, self.client, self.reading = args, client, reading
@@ -200,7 +203,7 @@ class HuggingFace:
 class LabelScores:
     """A JSON answer with labels and scores at paths that options name; one image a request, as a file or in a JSON body."""
 
-    batch, untried = 1, False
+    batch, untried, about = 1, False, {}
 
     def __init__(self, args: ApiOptions, client: Client, reading: Reading, shape: tuple[int, int, int]):
         self.args, self.client, self.reading = args, client, reading

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..cli import UsageError
 from ..datasets.images import to_pixels
 from .answers import Reading
 from .client import Client
@@ -20,7 +21,8 @@ class Remote:
     """Images as a net sees them become the bytes that a server takes.
 
     here, its: (mean, std), (1, C, 1, 1) each, for pixels in [0, 1]: of the images that come, and of those that the server expects where it
-    takes normalised numbers. identity: letters of the URL, the protocol and the form of the images.
+    takes normalised numbers. identity: letters of the URL, the protocol and the form of the images. answers_identity: letters of these and
+    of the options that say how answers are read.
     """
 
     def __init__(
@@ -35,12 +37,26 @@ class Remote:
         self.client = Client(args, args.teacher.rstrip("/"))
         reading = Reading(args.response, args.api_scale, classes, args.api_classes)
         self.protocol = PROTOCOLS[args.chosen_protocol()](args, self.client, reading, shape)
-        about = [self.client.url, args.chosen_protocol(), args.api_input, args.api_output, args.api_labels, args.api_scores, *shape]
-        self.identity = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+        self.identity = digest(self.client.url, args.chosen_protocol(), args.api_input, *shape)
+        way = args.api_output, args.api_scale, args.api_labels, args.api_scores, args.api_body, list(classes), reading.map
+        self.answers_identity = digest(self.identity, *way)
 
     def describe(self) -> None:
-        """Reads what the server says about itself; RunError where it cannot be reached."""
+        """Reads what the server says about itself.
+
+        RunError where it cannot be reached; UsageError where it states another normalisation than the run sends.
+        """
         self.protocol.describe()
+        stated = self.protocol.about.get("normalize")
+        if self.protocol.form != "float32" or not isinstance(stated, dict):
+            return
+        theirs, sent = [stated.get(k) for k in ("mean", "std")], [v.flatten().tolist() for v in self.its]
+        if all(isinstance(v, list) and len(v) == len(s) for v, s in zip(theirs, sent, strict=True)) and not np.allclose(
+            theirs, sent, atol=1e-6
+        ):
+            what = ",".join(f"{v:.6g}" for values in theirs for v in values)
+            hint = f"give --teacher_normalize {what}"
+            raise UsageError(f"{self.client.url} takes images of another normalisation than the run sends; {hint}")
 
     @property
     def batch(self) -> int:
@@ -63,6 +79,11 @@ class Remote:
     def send(self, parts: Sequence[bytes], request: str, attempts: list[tuple]) -> np.ndarray:
         """The answers to encoded images; see OpenInference.send."""
         return self.protocol.send(parts, request, attempts)
+
+
+def digest(*values: object) -> str:
+    """Twelve letters that tell these values from others."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 def as_file(pixels: np.ndarray, form: str) -> bytes:
