@@ -88,10 +88,10 @@ def main() -> int:
     allowed = 0.05 * first[1] + INDEX * (last[0] - first[0]) / 1e6, 0.05 * first[3]
     for name, more, most in zip(("client", "server"), grown, allowed, strict=True):
         print(f"memory of the {name} grown by {more:.1f} MB (allowed {most:.1f})")
-    doubt = f"{totals['doubt']:,} in doubt, {totals['retries']:,} retries"
-    print(f"images: {totals['images']:,} in the ledger, {served:,} counted by the server; {doubt}")
+    rest = f"{totals['unanswered']:,} unanswered, {totals['retries']:,} retries"
+    print(f"images: {totals['images']:,} in the ledger, {served:,} counted by the server; {rest}")
     fine = grown[0] <= allowed[0] and grown[1] <= allowed[1] and last[2] <= first[2] + 1 and last[4] <= first[4] + 1
-    return 0 if fine and totals["images"] <= served <= totals["images"] + totals["doubt"] else 1
+    return 0 if fine and totals["images"] <= served <= totals["images"] + totals["unanswered"] else 1
 
 
 if __name__ == "__main__":

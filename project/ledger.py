@@ -1,12 +1,12 @@
 """ledger: prints, exports and merges the ledgers of answers that were bought from teachers.
 
     python project/ledger.py                                prints all ledgers in checkpoints/ledgers
-    python project/ledger.py FILE --runs                    prints what each run has asked for
-    python project/ledger.py FILE --export answers.csv      writes all images' hashes and answers
-    python project/ledger.py FILE --merge OTHER [OTHER ...] adds the calls of other ledgers of this teacher
+    python project/ledger.py FILE --runs                    prints a row for each run
+    python project/ledger.py FILE --export answers.csv      writes hash and answer of each image
+    python project/ledger.py FILE --merge OTHER [OTHER ...] adds the answers of other ledgers to FILE
 
-A ledger is one SQLite file for each teacher and response; see docs/api.md. `--any_teacher` merges ledgers whose URL differs, for a server
-that has moved.
+A ledger is one SQLite file for each teacher, --api_input and --response; see docs/api.md. `--any_teacher` merges ledgers of different
+URLs, for a server that has moved.
 """
 
 from common.cli import UsageError, cli, say
@@ -23,17 +23,18 @@ from common.arguments import Parser
 from common.report import markdown
 from common.utils import save_text
 
-COLUMNS = ("images", "again", "requests", "retries", "hits", "doubt", "bytes", "cost")
+COLUMNS = ("images", "rechecked", "requests", "retries", "hits", "unanswered", "bytes", "cost")
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The options of the command line. UsageError for an unknown one, and for options that need a file."""
     doc = inspect.getdoc(sys.modules[__name__])
-    parser = Parser(prog="project/ledger.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = Parser(prog="python project/ledger.py", description=doc, **how)
     parser.add_argument("file", nargs="?", default="", help="ledger; left out: all in CHECKPOINTS_DIR/ledgers")
     parser.add_argument("--runs", action="store_true", help="print a row for each run instead of one for each ledger")
     parser.add_argument("--export", default="", metavar="CSV", help="file to write hashes and answers to")
-    parser.add_argument("--merge", nargs="+", default=[], metavar="FILE", help="ledgers whose calls are added to the first one")
+    parser.add_argument("--merge", nargs="+", default=[], metavar="FILE", help="ledgers whose answers are added to FILE")
     parser.add_argument("--any_teacher", "--any-teacher", action="store_true", help="with --merge: take ledgers of another URL too")
     parser.add_argument("--checkpoints_dir", "--checkpoints-dir", default="checkpoints", help="folder of weights and results")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)

@@ -1,4 +1,4 @@
-"""serve: answers images over HTTP with a trained model, as a prediction API does, and counts what each API key has been answered.
+"""serve: classifies images over HTTP with a trained model, as a prediction API does, and counts the images of each API key.
 Open Inference Protocol V2 (KServe), and the task image-classification of Hugging Face's inference API.
 
     python project/serve.py --teacher ResNet32 --dataset MNIST --response hard --port 8000

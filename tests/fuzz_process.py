@@ -35,7 +35,7 @@ OWN = (".out", ".err", ".events", ".asked")  # files of the fuzz in a home
 FREE = {"seconds", "epoch_seconds", "peak_mb", "versions", "line", "files", "checksum", "command", "sources", "device"}  # of a result
 COUNTS = {"queries", "private", "mixed", "public", "synthetic", "bytes", "repeated"}  # what a stop may make larger
 OFFLINE = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "all")}  # nothing is downloaded
-SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem != "serve")  # which runs until it is stopped
+SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in ("serve", "ledger"))  # which are no runs
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT / "project"), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT |= {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}  # of semaphores of killed processes
 REFUSED = ("UsageError", "RunError")

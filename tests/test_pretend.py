@@ -74,7 +74,7 @@ CASES |= {
 
 EVALUATED = {("measures.py:percent", "item"): 1, ("measures.py:quality", "item"): 1}
 TRAINED = {("training.py:Training.read_terms", "download"): 1}  # all terms of up to 200 steps at once
-ASKED = {("blackbox.py:BlackBox.check_finite", "item"): 1}
+ASKED = {("blackbox.py:Local.check_finite", "item"): 1}
 IN_EPOCH = Counter(EVALUATED) + Counter(TRAINED)
 IN_EPOCH_ASKED = IN_EPOCH + Counter(ASKED) + Counter(EVALUATED)  # also how the student agrees with the teacher
 SHOWN = {("DCGAN.py:main.<locals>.evaluate", kind): n for kind, n in (("download", 2), ("item", 1), ("bincount", 1))}

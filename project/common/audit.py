@@ -5,21 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .blackbox import BlackBox
+from .blackbox import RESPONSES, BlackBox
 from .cli import UsageError, say
 from .datasets import Images
-from .measures import percent
+from .measures import Audited, percent
 from .options import TeacherOptions
 from .teachers import near_chance
 
 
 def audit(
     args: TeacherOptions, teacher: BlackBox, test: Images, split: str, infer: Callable[[Callable, Images], Tensor], source: str
-) -> tuple[Tensor | None, float | None]:
-    """(log-probabilities (N, K) of the test images, NaN for those that --audit leaves out; the teacher's accuracy on the others, percent).
+) -> Audited | None:
+    """What the teacher says of the test images of --audit; None where it classifies none.
 
-    None for both where it classifies none. split: what the images are called; source: the teacher's file or URL, for errors.
-    UsageError for answers that are not finite.
+    split: what the images are called; source: the teacher's file or URL, for errors. UsageError for answers that are not finite.
     """
     wanted = args.audit if args.audit != "auto" else "all" if teacher.free_audit else "none"
     n = (
@@ -30,9 +29,9 @@ def audit(
         else min(int(wanted), len(test))
     )
     if not n:
-        seen = "it is not asked about test images" if len(test) else "there are no images to test it with"
+        seen = "it classifies no test image (--audit)" if len(test) else "there are no images to test it with"
         say(f"teacher {args.teacher}: {seen}; it answers {args.response}")
-        return None, None
+        return None
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:n].sort().values
     part = test if n == len(test) else test.subset(rows)
     found = infer(teacher.audit, part)
@@ -43,6 +42,5 @@ def audit(
     if near_chance(accuracy, n, classes):
         causes = "its normalisation (--teacher_normalize), the order of its classes, or its last layer may differ"
         say(f"WARNING: the teacher is near chance ({100 / classes:.2f} %): {causes}")
-    truth = found.new_full((len(test), classes), torch.nan)
-    truth[rows.to(truth.device)] = found
-    return truth, accuracy
+    soft = teacher.free_audit or teacher.rank >= RESPONSES.index("soft")
+    return Audited(found, None if n == len(test) else rows.to(found.device), soft, accuracy)

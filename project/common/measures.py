@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,25 @@ def infer(f: Callable[[Tensor], Tensor], images: Images, view: Callable[[Tensor]
         return torch.cat([f(x) for x in batches])
 
 
+@dataclass
+class Audited:
+    """What the teacher says of test images: log-probabilities (n, K) of the images `rows` (n,), None: of all.
+
+    soft: whether these are all known, not only the largest. accuracy: the teacher's on these images, in percent.
+    """
+
+    log_p: Tensor
+    rows: Tensor | None
+    soft: bool
+    accuracy: float
+
+
 def quality(
-    net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Tensor | None = None, amp: str = "off", soft: bool = True
+    net: nn.Module, images: Images, view: Callable[[Tensor], Tensor], truth: Audited | None = None, amp: str = "off"
 ) -> dict[str, float]:
-    """The net on labelled images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside a teacher, whose
-    log-probabilities are `truth` (N, K), agreement in percent and KL(teacher || student) in nats, over the images that it has classified
-    (NaN: not classified). soft: whether all of `truth` is known, and not only its largest. Nothing where there are no images."""
+    """The net on labelled images: accuracy, top-5 where K > 10, expected calibration error, in percent; beside a teacher, which
+    says `truth`, agreement in percent and KL(teacher || student) in nats over the images that it has classified. Nothing where there are no
+    images."""
     if not len(images):
         return {}
     s, y = infer(net.eval(), images, view, amp).float(), images.y  # (N, K)
@@ -40,9 +54,8 @@ def quality(
     if s.shape[1] > 10:
         row["top5"] = percent((s.topk(5).indices == y[:, None]).any(1))
     if truth is not None:
-        asked = ~truth[:, 0].isnan()
-        s, truth = s[asked], truth[asked]
-        row |= {"agreement": percent(s.argmax(1) == truth.argmax(1))} | ({"teacher_kl": kl(s, truth).item()} if soft else {})
+        s, t = s if truth.rows is None else s[truth.rows], truth.log_p
+        row |= {"agreement": percent(s.argmax(1) == t.argmax(1))} | ({"teacher_kl": kl(s, t).item()} if truth.soft else {})
     return row
 
 

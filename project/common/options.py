@@ -54,7 +54,7 @@ class RunOptions:
     extend: bool = opt(
         False, "continue a finished run from its last epoch to a higher --epochs, if the learning rates of its epochs stay the same"
     )
-    dry_run: bool = opt(False, "run one epoch of two steps and save nothing, to test a command (its queries are sent)")
+    dry_run: bool = opt(False, "run two steps and save nothing, as a test (queries are sent; to a server none: its price is printed)")
     debug: bool = opt(False, "print the traceback of an error")
 
     def presets(self) -> dict[str, Any]:
@@ -153,10 +153,7 @@ class TeacherOptions(ApiOptions, Base):
     NEEDS: ClassVar = "hard"
     FREE: ClassVar = Base.FREE | ApiOptions.LIMITS
 
-    teacher: str = opt(
-        "ResNet32",
-        "architecture of the teacher: a model of the list, py:FILE.py:FUNCTION (uint8 images to answers), or a server's URL",
-    )
+    teacher: str = opt("ResNet32", "architecture of the teacher: a model of the list, py:FILE.py:FUNCTION, hf:PATH, or a server's URL")
     teacher_seed: int = opt(0, "seed of the teacher.py run that trained the teacher", ge=0, le=MAX_SEED)
     weights: str = opt("", "key of the teacher's weights in its checkpoint file, if the file has several (A.B: nested key)")
     teacher_normalize: str = opt(
@@ -166,7 +163,7 @@ class TeacherOptions(ApiOptions, Base):
     response: str = opt(
         "soft", "response of the teacher: hard (class), topk:K, soft (probabilities), logits, or inside (white box)", alias="res_type"
     )
-    query_budget: int = opt(0, "maximum number of queries to the teacher; 0: no limit", ge=0)
+    query_budget: int = opt(0, "maximum number of queries to the teacher (also those answered by a ledger); 0: no limit", ge=0)
     private: str = opt("", "data set of the private and the test images, if it differs from the teacher's (--dataset)")
 
     def validate(self) -> None:
@@ -221,6 +218,7 @@ class KLOptions(TransferOptions):
         super().validate()
         if self.standardise and self.response == "hard":
             raise UsageError("--standardise with --response hard: a class has no logits to standardise; use soft answers, or leave it out")
+        self.NEEDS = "topk" if self.standardise and self.NEEDS == "hard" else self.NEEDS
 
 
 def check_normalisation(value: str, option: str) -> None:

@@ -48,7 +48,7 @@ class Run:
     """What a script works with.
 
     args: the options. data, private, test: the data set, the images to train on, those that are evaluated. teacher: a BlackBox, None where
-    no teacher is asked; truth: its log-probabilities (N, K) of `test`. student: the net that is trained, None where the script trains its
+    no teacher is asked; truth: what it says of `test`. student: the net that is trained, None where the script trains its
     own. notes: what a script adds to result.json; summary_parts: what it adds to the last line.
     """
 
@@ -75,7 +75,7 @@ class Run:
         self.data = self.load(args.private or args.dataset, num_classes_without_data(args, self.teacher_meta))
         self.record.check_data(self.data.identity())
         self.split_private()
-        self.teacher, self.truth, self.soft_audit = None, None, True
+        self.teacher = self.truth = None
         if teacher_content:
             self.open_teacher(*teacher_content)
         torch.manual_seed(args.seed)
@@ -175,13 +175,11 @@ class Run:
                 net = renormalised(net, here, its)
             source = Local(net, a.response, identity=self.record.sources.get(str(path), ""))
         self.teacher = BlackBox(opened(a, source, self.data.classes, str(self.record.folder)), a.response, a.query_budget or None)
-        self.teacher_path, self.teacher_accuracy = path, None
+        self.teacher_path = path
         if isinstance(source, Local) and isinstance(net, AbsentTeacher):
             return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
         self.teacher.free_audit = isinstance(source, Local) and not isinstance(net, OwnTeacher)
-        self.soft_audit = self.teacher.free_audit or rank(a.response) >= RESPONSES.index("soft")
-        name = a.teacher if is_url(a.teacher) else str(path)
-        self.truth, self.teacher_accuracy = audit(a, self.teacher, self.test, self.split, self.infer, name)
+        self.truth = audit(a, self.teacher, self.test, self.split, self.infer, a.teacher if is_url(a.teacher) else str(path))
 
     def net(self, name: str) -> nn.Module:
         """A new net of this name for the run's classes and images."""
@@ -275,7 +273,7 @@ class Run:
 
     def accuracy(self) -> dict[str, float]:
         """The student's quality on `test`, beside the teacher's: see measures.quality."""
-        return quality(self.student, self.test, self.data.view, self.truth, self.args.amp, self.soft_audit)
+        return quality(self.student, self.test, self.data.view, self.truth, self.args.amp)
 
     def copying(self, x: Tensor) -> None:
         """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""
@@ -303,7 +301,7 @@ class Run:
             result["repeated"] = billed["queries"] - own["queries"]
             again = f" ({result['repeated']:,} of them twice, after a stop)" if result["repeated"] else ""
             summary += [f"{total['queries']:,} queries{again}, {total['bytes'] / 1e6:.1f} MB sent"]
-            result |= {"teacher_accuracy": self.teacher_accuracy, "audited": self.teacher.audited}
+            result |= {"teacher_accuracy": self.truth.accuracy if self.truth else None, "audited": self.teacher.audited}
             if isinstance(self.teacher.asked, Paid) and (bought := self.teacher.asked.bought()):
                 result["api"], words = bought
                 summary += words

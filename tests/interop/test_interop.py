@@ -131,7 +131,7 @@ def test_a_second_method_pays_nothing_for_the_same_images(server, tmp_path):
     first = orjson.loads(path.read_bytes())
     n = first["images"]
     assert n > 200 and first["queries"] == first["api"]["images"] == server.served() - before == n
-    assert first["api"]["doubt"] == first["api"]["hits"] == first["audited"] == 0
+    assert first["api"]["unanswered"] == first["api"]["hits"] == first["audited"] == 0
     second = run("DKD", tmp_path, **teacher, epochs=1, response="soft")
     assert second["queries"] == second["api"]["hits"] == n
     assert second["api"]["images"] == second["api"]["requests"] == 0 and server.served() - before == n

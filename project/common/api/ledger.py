@@ -1,7 +1,7 @@
 """The ledger: all answers of one teacher that were ever bought, in one SQLite file, so that no image is paid for twice.
 
 A call is noted before it is sent, and its answers before they are used; both are on the disk before the program goes on. Whatever ends the
-process, what was sent is known: a call without an end may have been billed ("in doubt").
+process, what was sent is known: a call without an end may have been billed.
 """
 
 import hashlib
@@ -244,29 +244,30 @@ class Ledger:
     def totals(self, run: str | None = None) -> dict[str, int | float]:
         """Counts of all calls, or of one run's.
 
-        images: answered, each once; again: answered canaries; requests: attempts; retries: attempts after a call's first; hits: images
-        whose answers were here; bytes: of answered images; cost; doubt: images that may have been billed without an answer.
+        images: answered, each once; rechecked: answered canaries; requests: calls; retries: further attempts of a call; hits: images
+        whose answers were here; bytes: of answered images; cost; unanswered: images that may have been billed without an answer.
         """
         where, args = ("", ()) if run is None else (" and run = ?", (run,))
         with self.telling():
             one = lambda sql: self.db.execute(sql + where, args).fetchone()  # noqa: E731
             images, size, cost = one(TOTALS)
-            (again,) = one("select coalesce(sum(images), 0) from calls where state = 'answered' and stage = 'canary'")
+            (rechecked,) = one("select coalesce(sum(images), 0) from calls where state = 'answered' and stage = 'canary'")
             join = "from attempts join calls on calls.id = attempts.call where 1"
-            (requests,) = one(f"select count(*) {join}")
+            (requests,) = one("select count(*) from calls where 1")
+            (attempts,) = one(f"select count(*) {join}")
             (tried,) = one(f"select count(distinct call) {join}")
             (lost,) = one(f"select coalesce(sum(images), 0) {join} and lost")
             (open_calls,) = one("select coalesce(sum(images), 0) from calls where state = 'sent'")
             (hits,) = one("select coalesce(sum(images), 0) from hits where 1")
         return {
-            "images": images - again,
-            "again": again,
+            "images": images - rechecked,
+            "rechecked": rechecked,
             "requests": requests,
-            "retries": requests - tried,
+            "retries": attempts - tried,
             "hits": hits,
             "bytes": size,
             "cost": cost,
-            "doubt": lost + open_calls,
+            "unanswered": lost + open_calls,
         }
 
     def seconds_per_request(self) -> float | None:

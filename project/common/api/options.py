@@ -40,8 +40,8 @@ class ApiOptions:
     )
     api_input: Literal["auto", "uint8", "float32", "png", "jpeg"] = opt(
         "auto",
-        "form of the images that are sent: pixels from 0 to 255 (uint8), numbers normalised by --teacher_normalize (float32), or files; "
-        "auto: what the server's metadata says (v2), png otherwise",
+        "form of the images that are sent: pixels from 0 to 255 (uint8), normalised numbers (float32; --teacher_normalize, else as the "
+        "server's metadata states, else --normalize), or files; auto: what the server's metadata says (v2), png otherwise",
     )
     api_output: str = opt("", "name of the server's output tensor (v2); left out: the one that fits --response")
     api_scale: Literal["auto", "probability", "percent", "log", "logit"] = opt(
@@ -49,28 +49,35 @@ class ApiOptions:
     )
     api_labels: str = opt("", "path to the labels in the server's JSON answer (list), such as predictions[].name")
     api_scores: str = opt("", "path to the scores in the server's JSON answer (list), such as predictions[].confidence")
-    api_body: str = opt("", 'JSON body of a request (list), such as {"image": "$IMAGE"}; left out: the bytes of the image file')
+    api_body: str = opt(
+        "", 'JSON body of a request (list), such as {"image": "$IMAGE"}, where $IMAGE becomes the file in base64; left out: the file itself'
+    )
     api_classes: str = opt("", "file that maps the server's labels to classes: a JSON object, or a CSV file with the columns label, class")
     api_batch: int = opt(0, "number of images per request (v2); 0: the server's maximum if its metadata says it, 128 otherwise", ge=0)
-    concurrency: int = opt(1, "number of requests that wait for an answer at the same time", ge=1, le=256)
+    concurrency: int = opt(1, "number of parallel requests", ge=1, le=256)
     rps: float = opt(0.0, "maximum number of requests per second; 0: no limit", ge=0)
-    timeout: float = opt(60.0, "time to wait for an answer, in seconds", gt=0)
-    retries: int = opt(8, "number of further attempts after status 429 or 5xx, a lost connection or a timeout", ge=0, le=100)
+    timeout: float = opt(60.0, "timeout of one attempt in seconds", gt=0)
+    retries: int = opt(
+        8,
+        "number of further attempts after a temporary error (status 408, 425, 429, 500, 502 to 504, lost connection, timeout)",
+        ge=0,
+        le=100,
+    )
     token_env: str = opt("TEACHER_TOKEN", "environment variable with the access token for the server, if it needs one")
     token_file: str = opt("", "file with the access token, instead of --token_env")
-    token_header: str = opt("Authorization", "HTTP header of the token; Authorization: as Bearer token")
-    price_per_1k: float = opt(0.0, "price of 1,000 images", ge=0)
+    token_header: str = opt("Authorization", "HTTP header of the token; Authorization has Bearer TOKEN, others the token alone")
+    price_per_1k: float = opt(0.0, "price of 1,000 images that are sent; 0: unknown", ge=0)
     currency: str = opt("USD", "currency of the price")
-    max_cost: float = opt(0.0, "maximum cost of the run; it stops before the first image over it; 0: no limit", ge=0)
+    max_cost: float = opt(0.0, "maximum cost of the run, which pays for no image beyond it; needs --price_per_1k; 0: no limit", ge=0)
     ledger: bool = opt(
         False,
-        "keep all answers in CHECKPOINTS_DIR/ledgers and never ask about the same image twice, in any run; always on for a server "
-        "unless --no_ledger is given",
+        "keep all answers in CHECKPOINTS_DIR/ledgers, and send no image whose answer is there; on for a server, where --no_ledger "
+        "neither reads nor writes answers",
     )
     audit: str = opt(
         "auto",
-        "number of test images that the teacher classifies to report its accuracy and the agreement: all, none or N (not counted as "
-        "queries); auto: none for a server or a function of yours, all otherwise",
+        "number of test images that the teacher classifies to report its accuracy and the agreement: all, none or N (paid for, but no "
+        "queries of the method); auto: none for a server or a py: function, all otherwise",
     )
 
     def check_api(self) -> None:

@@ -192,7 +192,7 @@ class Paid:
         changes = [self.change(now[key], then) for key, _, then in canaries]
         if moved := [c for c in changes if c > MOVED]:
             what = f"{len(moved)} of {len(canaries)} images have other answers than before (a probability moved by {max(moved):.2f})"
-            hint = f"move {self.ledger.path} away, and start anew with --overwrite, or go back to the model of before"
+            hint = f"to start anew with its present model, move {self.ledger.path} away and give --overwrite"
             raise RunError(f"the teacher at {self.args.teacher} has changed: {what}; {hint}")
         self.checked = True
 
@@ -247,8 +247,8 @@ def quote(paid: Paid, planned: int, x: Tensor) -> None:
     requests, size = math.ceil(n / source.protocol.batch), len(source.encode(x[:1])[0])
     seconds = paid.ledger.seconds_per_request() if paid.ledger else None
     pace = ([requests / a.rps] if a.rps else []) + ([requests * seconds / a.concurrency] if seconds else [])
-    cost = f"{n * paid.price:,.2f} {a.currency}" if paid.price else "no price is given (--price_per_1k)"
-    time = f"about {clock(max(pace))}" if pace else "unknown time (no --rps, and no request in the ledger)"
-    say(f"{a.teacher}: at most {n:,} images in {requests:,} requests, {n * size / 1e6:,.1f} MB of images; {cost}; {time}")
-    say(f"{known:,} of the first {len(x):,} images are in the ledger; nothing was asked")
+    cost = f"{n * paid.price:,.2f} {a.currency}" if paid.price else "no price (--price_per_1k)"
+    time = f"about {clock(max(pace))}" if pace else "unknown time (--rps)"
+    say(f"estimate: at most {n:,} images in {requests:,} requests, {n * size / 1e6:,.3g} MB; {cost}; {time}")
+    say(f"in the ledger: {known:,} of the first {len(x):,} images; nothing was sent")
     raise Stopped(0)

@@ -44,19 +44,21 @@ class Remote:
     def describe(self) -> None:
         """Reads what the server says about itself.
 
-        RunError where it cannot be reached; UsageError where it states another normalisation than the run sends.
+        RunError where it cannot be reached; UsageError where it states another normalisation than --teacher_normalize.
         """
         self.protocol.describe()
         stated = self.protocol.about.get("normalize")
         if self.protocol.form != "float32" or not isinstance(stated, dict):
             return
-        theirs, sent = [stated.get(k) for k in ("mean", "std")], [v.flatten().tolist() for v in self.its]
-        if all(isinstance(v, list) and len(v) == len(s) for v, s in zip(theirs, sent, strict=True)) and not np.allclose(
-            theirs, sent, atol=1e-6
-        ):
-            what = ",".join(f"{v:.6g}" for values in theirs for v in values)
-            hint = f"give --teacher_normalize {what}"
-            raise UsageError(f"{self.client.url} takes images of another normalisation than the run sends; {hint}")
+        theirs = [stated.get(k) for k in ("mean", "std")]
+        if not all(isinstance(v, list) and len(v) == self.its[0].numel() and {*map(type, v)} <= {int, float} for v in theirs):
+            return
+        if not np.allclose(theirs, [v.flatten().tolist() for v in self.its], atol=1e-6):
+            if self.args.teacher_normalize:
+                what = ",".join(f"{v:.6g}" for values in theirs for v in values)
+                hint = f"give --teacher_normalize {what}, or leave it out"
+                raise UsageError(f"{self.client.url} takes images of another normalisation than --teacher_normalize; {hint}")
+            self.its = tuple(torch.tensor(v, device=self.here[0].device).view(1, -1, 1, 1) for v in theirs)
 
     @property
     def batch(self) -> int:

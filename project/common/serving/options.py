@@ -67,7 +67,7 @@ class AccessOptions(ModelOptions):
     response: str = opt(
         "soft", "most that an answer may contain: hard (class), topk:K, soft (probabilities) or logits", alias=KNOWN["response"]["alias"]
     )
-    query_budget: int = opt(0, "maximum number of images answered altogether (a key: its own budget); 0: no limit", ge=0)
+    query_budget: int = opt(0, "maximum number of images answered, over all restarts (a key: its own budget); 0: no limit", ge=0)
     rate: float = opt(0.0, "maximum number of images per second (a key: its own rate); 0: no limit", ge=0)
     digits: int = opt(0, "number of decimals that probabilities are rounded to; 0: not rounded", ge=0, le=DIGITS)
     accounts: str = opt("", "SQLite file that counts images and requests; left out: CHECKPOINTS_DIR/served/NAME.sqlite")
