@@ -4,8 +4,11 @@ from common.cli import RunError, Stopped, UsageError
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -272,6 +275,20 @@ def test_requests_keep_to_their_rate():
 
 
 # ---- secrets
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert"), "-days", "1"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject], check=True, capture_output=True)
+    with Fake() as api:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+        api.server.socket = context.wrap_socket(api.server.socket, server_side=True)
+        api.url = api.url.replace("http:", "https:")
+        with pytest.raises(RunError, match=r"the connection cannot be trusted \(.*self.signed"):
+            remote(api)
 
 
 def test_a_token_is_in_no_file_line_or_error(script, monkeypatch, capsys):

@@ -3,9 +3,12 @@
 from common.cli import RunError, UsageError
 
 import json
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch.nn as nn
 from conftest import Death, run
 
 from common.blackbox import BlackBox
@@ -316,3 +319,72 @@ def test_a_run_that_is_stopped_between_epochs_keeps_its_plan_under_a_budget(name
         for t in ("whole", "cut")
     ]
     assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
+
+
+class HubModel(nn.Module):
+    """What transformers makes of a folder: logits are the mean pixels of ten of 64 places, as its configuration orders them."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        self.config.id2label = {int(k): v for k, v in self.config.id2label.items()}
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=8 * pixel_values.flatten(1)[:, 20:30])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """hub(**config): the name of a teacher of transformers, in a folder of its own."""
+    library = ModuleType("transformers")
+    library.AutoModelForImageClassification = SimpleNamespace(from_pretrained=lambda folder, **how: HubModel(folder))
+    monkeypatch.setitem(sys.modules, "transformers", library)
+
+    def make(normalisation=None, **config):
+        folder = tmp_path / "net"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        names = {str(k): str(k) for k in range(10)}
+        (folder / "config.json").write_text(json.dumps({"num_labels": 10, "num_channels": 1, "id2label": names} | config))
+        if normalisation:
+            (folder / "preprocessor_config.json").write_text(json.dumps(normalisation))
+        return f"hf:{folder}"
+
+    return make
+
+
+def test_a_teacher_of_transformers_answers_in_the_data_sets_order_and_normalisation(hub, script):
+    first = script("KD", teacher=hub(), epochs=1, lamda=0.2)
+    order = {str(k): str((k + 3) % 10) for k in range(10)}
+    for more in ({"id2label": order}, {"normalisation": {"image_mean": [0.0], "image_std": [1.0]}}):
+        other = script("KD", teacher=hub(**more), epochs=1, lamda=0.2, tag=[*more][0])
+        assert other["queries"] == first["queries"] == 259 and other["log"]["kl"] != first["log"]["kl"]
+    from common.models.hub import HubNet, hub_normalisation
+
+    x = torch.rand(5, 1, 8, 8)
+    plain, ordered = (HubNet(hub(id2label=names), [str(k) for k in range(10)], (1, 8, 8))(x) for names in ({k: k for k in order}, order))
+    assert torch.equal(plain, 8 * x.flatten(1)[:, 20:30]) and torch.equal(ordered[:, [int(v) for v in order.values()]], plain)
+    assert hub_normalisation(hub()) == ([0.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    "config, why",
+    [
+        ({"num_labels": 3}, "has 3 classes, not 10"), ({"num_channels": 3}, "images with 3 channels, the run's have 1; give --channels 3"),
+        ({"image_size": 16, "patch_size": 4}, "takes images of 16 pixels, the run's have 8; give --img_size 16"),
+    ],
+)  # fmt: skip
+def test_models_of_transformers_that_do_not_fit(config, why, hub, script):
+    with pytest.raises(UsageError, match=why):
+        script("KD", teacher=hub(**config), epochs=1)
+
+
+def test_a_folder_without_a_model_or_the_package(hub, script, tmp_path, monkeypatch):
+    name = hub()
+    with pytest.raises(UsageError, match="which can be a teacher, not a student"):
+        script("KD", model=name, epochs=1)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UsageError, match="needs the package transformers, which is not installed; run: pip install transformers"):
+        script("KD", teacher=name, epochs=1)
+    with pytest.raises(UsageError, match="does not hold model.safetensors and config.json.*; models are not downloaded"):
+        script("KD", teacher=f"hf:{tmp_path}", epochs=1)

@@ -70,7 +70,7 @@ class Paid:
         with self.ledger.exclusive(self.pause):
             found = self.ledger.find(keys)
             new = [i for i, key in enumerate(keys) if key not in found]
-            first = list({keys[i]: i for i in reversed(new)}.values())[::-1]  # the first of each image that is asked about twice
+            first = sorted({keys[i]: i for i in reversed(new)}.values())  # an image that comes twice is sent once
             if new:
                 self.check_canaries()
                 self.keep_within(keys, found, self.ledger.spent(self.run) if self.price else 0.0)
