@@ -27,12 +27,21 @@ from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, quality
 from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
-from .models.hub import HubNet, hub_file
-from .options import Base, dataset_tag, normalisation, parse
+from .models.hub import hub_file
+from .options import Base, dataset_tag, parse
 from .purchases import Purchases, resident
 from .record import Record
 from .schedule import milestones
-from .teachers import AbsentTeacher, OwnTeacher, check_teacher, class_names, num_classes_without_data, renormalised, teacher_normalisation
+from .teachers import (
+    AbsentTeacher,
+    check_teacher,
+    class_names,
+    foreign_teacher,
+    known_normalisation,
+    num_classes_without_data,
+    renormalised,
+    teacher_normalisation,
+)
 from .training import Stop, Training, command_of
 from .transfer import Columns, Transfer
 from .utils import is_url
@@ -106,10 +115,7 @@ class Run:
         """The data set `name` with the size, the channels and the normalisation that the teacher's has. A flat folder has no labels."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         channels = a.channels or spec.channels
-        known = None if a.normalize == "dataset" else normalisation(a.normalize, channels, "--normalize")
-        its = self.teacher_meta.get("data")
-        if a.normalize == "dataset" and self.teacher_meta.get("normalize") == "dataset" and its:
-            known = its["mean"], its["std"]  # what lies in the folder may have changed since
+        its, known = self.teacher_meta.get("data"), known_normalisation(a, channels, self.teacher_meta)
         if a.private and not known:
             raise UsageError(
                 f"--private {a.private} has another mean than {a.dataset}, and the teacher's file does not say its own; use --normalize M,S"
@@ -165,10 +171,8 @@ class Run:
             source = Remote(a, self.data.names, self.data.shape, here, its)
         else:
             net = AbsentTeacher()
-            if a.teacher.startswith("py:"):
-                net = OwnTeacher(a.teacher, a.response, self.data.classes, *here)
-            elif a.teacher.startswith("hf:"):
-                net = renormalised(HubNet(a.teacher, self.data.names, self.data.shape).to(self.device), here, its)
+            if a.teacher.startswith(("py:", "hf:")):
+                net = foreign_teacher(a, self.data, here, its)
             elif state:
                 check_teacher(path, meta, a, self.data)
                 net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
@@ -178,7 +182,7 @@ class Run:
         self.teacher_path = path
         if isinstance(source, Local) and isinstance(net, AbsentTeacher):
             return say(f"teacher {a.teacher}: no weights; its answers are those of {a.transfer}")
-        self.teacher.free_audit = isinstance(source, Local) and not isinstance(net, OwnTeacher)
+        self.teacher.free_audit = isinstance(source, Local) and not a.teacher.startswith("py:")
         self.truth = audit(a, self.teacher, self.test, self.split, self.infer, a.teacher if is_url(a.teacher) else str(path))
 
     def net(self, name: str) -> nn.Module:

@@ -1,5 +1,6 @@
 """Whether a checkpoint is the teacher that a run asks for, which classes it knows, and how its images are normalised."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from .cli import RunError, UsageError
 from .datasets import Data, Spec, spec_of
 from .datasets.images import to_pixels
-from .models.hub import hub_normalisation
+from .models.hub import HubNet, hub_normalisation
 from .models.library import own_object
 from .options import Base, TeacherOptions, dataset_tag
 from .values import normalisation
@@ -87,6 +88,13 @@ class OwnTeacher(nn.Module):
             raise RunError(f"{self.name} fails on {len(images)} images: {type(e).__name__}: {' '.join(str(e).split())}") from e
 
 
+def foreign_teacher(args: TeacherOptions, data: Data, here: Normalisation, its: Normalisation) -> nn.Module:
+    """The teacher py:FILE.py:FUNCTION or hf:PATH. here, its: the normalisation of the images that come, and that of hf:PATH."""
+    if args.teacher.startswith("py:"):
+        return OwnTeacher(args.teacher, args.response, data.classes, *here)
+    return renormalised(HubNet(args.teacher, data.names, data.shape).to(data.mean.device), here, its)
+
+
 class AbsentTeacher(nn.Module):
     """Stands for a teacher whose weights are not here: a transfer set has its answers."""
 
@@ -116,6 +124,14 @@ def teacher_normalisation(meta: dict, args: TeacherOptions, data: Data) -> Norma
     else:
         return data.mean, data.std
     return tuple(torch.tensor(v, device=data.mean.device).view(1, -1, 1, 1) for v in found)
+
+
+def known_normalisation(args: Base, channels: int, meta: dict) -> tuple[Sequence[float], Sequence[float]] | None:
+    """(mean, std) of each channel as --normalize says; None for `dataset`, unless the teacher's file `meta` says what that was."""
+    if args.normalize != "dataset":
+        return normalisation(args.normalize, channels, "--normalize")
+    its = meta.get("data")
+    return (its["mean"], its["std"]) if its and meta.get("normalize") == "dataset" else None
 
 
 def near_chance(accuracy: float, n: int, classes: int) -> bool:

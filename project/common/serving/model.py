@@ -17,9 +17,8 @@ from ..datasets import Data, load, spec_of
 from ..datasets.images import normalised
 from ..devices import device_of
 from ..models import build, canonical
-from ..teachers import check_teacher, class_names, renormalised, teacher_normalisation
+from ..teachers import check_teacher, class_names, known_normalisation, renormalised, teacher_normalisation
 from ..utils import net_name, safe
-from ..values import normalisation
 from .options import ModelOptions
 
 
@@ -96,9 +95,7 @@ def data_without_images(args: ModelOptions, meta: dict, device: torch.device, na
         names = its["names"]
     elif not names:
         names = [str(k) for k in range(meta["classes"])] if not spec.classes and "classes" in meta else class_names(args, spec)
-    known = None if args.normalize == "dataset" else normalisation(args.normalize, args.channels or spec.channels, "--normalize")
-    if args.normalize == "dataset" and meta.get("normalize") == "dataset" and its:
-        known = its["mean"], its["std"]
+    known = known_normalisation(args, args.channels or spec.channels, meta)
     how = "half" if known else "dataset"
     data = load(args.dataset, args.data_dir, device, args.img_size, how, channels=args.channels, classes_without_data=len(names))
     if known:
