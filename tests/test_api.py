@@ -106,6 +106,14 @@ def test_probabilities_from_logits_alone_and_an_output_by_name():
             remote(api, api_output="x")
 
 
+def test_a_server_of_classes_alone_is_not_asked_for_more():
+    with Fake(names=("label",)) as api:
+        for response in ("soft", "topk:3", "logits"):
+            with pytest.raises(UsageError, match=rf"has no output for --response {response}; it has: label \(INT64 \[-1\]\)"):
+                remote(api, response=response)
+        assert remote(api, response="hard") and not api.asked
+
+
 @pytest.mark.parametrize("response", ["logits", "soft", "hard"])
 def test_classes_in_another_order_are_put_into_the_data_sets(response):
     x, pixels = images()
@@ -322,6 +330,12 @@ def test_wrong_options_are_answered_before_anything_is_sent(url, more, why, scri
 def test_methods_that_look_inside_refuse_a_server(name, script):
     with pytest.raises(UsageError, match="shows no features"):
         script(name, teacher="http://127.0.0.1:1/v2/models/a")
+
+
+def test_a_server_that_is_not_there_leaves_no_ledger(script):
+    with pytest.raises(RunError, match="did not answer in one attempt .no connection: is the server running"):
+        script("KD", teacher="http://127.0.0.1:9/v2/models/a", retries=0)
+    assert not list(script.home.rglob("*.sqlite"))
 
 
 def test_a_server_is_no_student(script):

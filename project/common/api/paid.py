@@ -219,11 +219,9 @@ def opened(args: TeacherOptions, source: Remote | Local, classes: int, run: str)
     identity = source.identity if local else source.answers_identity
     name = f"{net_name(args.teacher)}-{identity}-{safe(args.response)}.sqlite"
     path, ledger = Path(args.checkpoints_dir) / "ledgers" / name, None
-    if args.ledger and (path.exists() or not args.dry_run):
-        about = {"teacher": args.teacher, "identity": identity, "response": args.response, "classes": classes}
+    about = {"teacher": args.teacher, "identity": identity, "response": args.response, "classes": classes}
+    if args.ledger and path.exists():
         ledger = Ledger(path, about, durable=not local)
-        if args.overwrite:
-            ledger.rename_run(run)
     if not local:
         try:
             source.describe()
@@ -232,8 +230,12 @@ def opened(args: TeacherOptions, source: Remote | Local, classes: int, run: str)
                 raise
             source.protocol.form = ledger.described().get("form", source.protocol.form)
             say(f"WARNING: {e}; the {ledger.old:,} answers in {path} are used as far as they go")
-        if ledger:
-            ledger.describe("form", source.protocol.form)
+    if args.ledger and not ledger and not args.dry_run:
+        ledger = Ledger(path, about, durable=not local)
+    if ledger and args.overwrite and not args.dry_run:
+        ledger.rename_run(run)
+    if ledger and not local:
+        ledger.describe("form", source.protocol.form)
     return Paid(args, source, ledger, classes, run)
 
 

@@ -96,9 +96,10 @@ class OpenInference:
         if kind == "topk" and not wanted and {"scores", "labels"} <= outputs.keys():
             self.outputs = ["scores", "labels"]
             return
-        found = self.preferred(outputs)
-        if found is None and not wanted and len(outputs) == 1:
-            (found,) = outputs
+        usable = {n for n, (d, s) in outputs.items() if kind == "hard" or wanted or d.startswith("FP") or len(s) != 1}  # not a class alone
+        found = self.preferred(n for n in outputs if n in usable)
+        if found is None and not wanted and len(usable) == 1:
+            (found,) = usable
         if found is None:
             there = ", ".join(f"{n} ({d} {s})" for n, (d, s) in outputs.items())
             asked = f"--api_output {wanted}" if wanted else f"--response {self.reading.response}"
