@@ -317,7 +317,7 @@ def test_a_token_is_in_no_file_line_or_error(script, monkeypatch, capsys):
         ("http://me:word@127.0.0.1:1/v2/models/a", {}, "a user name or a password"), ("http://127.0.0.1/a?api_key=5", {}, "the parameter api_key"), ("http://", {}, "no URL of a server"),
         ("http://127.0.0.1:1/v2/models/a", {"token_file": "none.txt"}, "cannot be read"), ("http://127.0.0.1:1/v2/models/a", {"response": "inside"}, "is a server, which shows no features"),
         ("http://127.0.0.1:1/a", {"protocol": "list"}, "needs --api_labels"), ("http://127.0.0.1:1/a", {"api_input": "float32"}, "takes image files; use png or jpeg"),
-        ("http://127.0.0.1:1/v2/models/a", {"audit": "some"}, "there are auto, all, none"), ("http://127.0.0.1:1/v2/models/a", {"max_cost": 1}, "needs the price of an image"),
+        ("http://127.0.0.1:1/v2/models/a", {"token_header": "a b"}, "no name of an HTTP header"), ("http://127.0.0.1:1/v2/models/a", {"audit": "some"}, "there are auto, all, none"), ("http://127.0.0.1:1/v2/models/a", {"max_cost": 1}, "needs the price of an image"),
         ("http://127.0.0.1:1/a", {"protocol": "list", "api_labels": "a", "api_body": "{"}, "no JSON with"), ("http://127.0.0.1:1/v2/models/a", {"api_input": "png"}, "takes uint8 or float32"),
     ],
 )  # fmt: skip

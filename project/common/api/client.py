@@ -17,6 +17,7 @@ from .options import ApiOptions
 from .wire import Incomplete
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # statuses after which the same request may succeed
+GATEWAY = {502, 504}  # statuses of a proxy, behind which the request may have been served
 LARGEST = 2**30  # bytes of an answer
 LONGEST = 60.0  # seconds between two attempts, unless the server asks for more
 
@@ -87,7 +88,7 @@ class Client:
                 how = {"timeout": self.args.timeout, "redirect": False, "preload_content": False}
                 answer = self.pool.request(method, (base or self.url) + path, body=body, headers=self.pool.headers | headers, **how)
                 content = answer.read(LARGEST + 1)
-                outcome, lost = str(answer.status), False
+                outcome, lost = str(answer.status), answer.status in GATEWAY
                 if answer.status == 200 and len(content) <= LARGEST:
                     return understand(content, answer.headers)
             except HTTPError as e:

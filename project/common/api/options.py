@@ -86,6 +86,8 @@ class ApiOptions:
             raise UsageError(f"--audit {self.audit}: there are auto, all, none, and a number of test images such as 200")
         if self.max_cost and not self.price_per_1k:
             raise UsageError(f"--max_cost {self.max_cost:g} needs the price of an image: give --price_per_1k")
+        if not re.fullmatch("[A-Za-z0-9-]{1,100}", self.token_header):
+            raise UsageError(f"--token_header {self.token_header!r} is no name of an HTTP header; give one such as X-API-Key")
         if not is_url(self.teacher):
             return
         check_url(self.teacher)
