@@ -452,6 +452,14 @@ def test_no_image_is_paid_for_twice(script):
         assert totals["images"] + totals["rechecked"] == before and totals["hits"] == 4 * 259 - totals["images"]
 
 
+def test_a_transfer_set_needs_no_server(script, capsys):
+    with Fake() as api:
+        script("KD", teacher=api.url, epochs=1, lamda=0.2, ledger=False)
+    bought = next((script.home / "checkpoints/KD").rglob("transfer.safetensors"))
+    result = script("ML", teacher=api.url, epochs=1, lamda=0.2, ledger=False, transfer=bought, retries=0)
+    assert result["queries"] == 259 and "transfer.safetensors are used as far as they go" in capsys.readouterr().out
+
+
 def test_a_local_teacher_can_have_a_ledger_too(script):
     plain = script("KD", epochs=2, lamda=0.2)
     for tag in ("a", "b"):

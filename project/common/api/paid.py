@@ -226,10 +226,11 @@ def opened(args: TeacherOptions, source: Remote | Local, classes: int, run: str)
         try:
             source.describe()
         except RunError as e:
-            if not ledger or not ledger.old or isinstance(e, Refused):
+            known = bool(ledger and ledger.old)
+            if isinstance(e, Refused) or not (known or args.transfer):
                 raise
-            source.protocol.form = ledger.described().get("form", source.protocol.form)
-            say(f"WARNING: {e}; the {ledger.old:,} answers in {path} are used as far as they go")
+            source.protocol.form = ledger.described().get("form", source.protocol.form) if known else source.protocol.form
+            say(f"WARNING: {e}; the answers in {path if known else args.transfer} are used as far as they go")
     if args.ledger and not ledger and not args.dry_run:
         ledger = Ledger(path, about, durable=not local)
     if ledger and args.overwrite and not args.dry_run:
