@@ -475,6 +475,8 @@ def test_a_run_that_was_killed_pays_nothing_again(script, monkeypatch):
         result = call()
         again = result["api"]["rechecked"]
         assert len(set(api.asked)) == len(api.asked) - again and again == 3
+    whole = script("KD", teacher=api.url, epochs=3, lamda=0.2, augment="crop", tag="whole")
+    assert whole["log"] == result["log"]
 
 
 @pytest.mark.parametrize("response", ["soft", "hard", "logits"])
