@@ -14,7 +14,7 @@ def first_line(script: str) -> str:
     """The first line of the docstring of a script of the project, without the script's name; empty where there is none."""
     path = PROJECT / f"{script}.py"
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    return (doc or "").split("\n")[0].partition(": ")[2]
+    return (doc or "").split("\n")[0].partition(": ")[2].rstrip(".")
 
 
 def size_text(n: int) -> str:
@@ -107,7 +107,7 @@ def limits(report: dict) -> list[str]:
     lines.append("- Any image gets one of the classes; there is no class for other things.")
     if report["crop_from"]:
         lines.append(
-            f"- The graph does not resize. Resize the shorter side to {report['crop_from']} pixels (bilinear, antialiased), crop the middle."
+            f"- The graph does not resize. Resize the shorter side to {report['crop_from']} pixels (bilinear), and crop the middle."
         )
     elif report["preprocess"] != "resize":
         h, w = report["shape"][1:]
@@ -116,7 +116,7 @@ def limits(report: dict) -> list[str]:
         q = report["int8"]
         lines.append(f"- A logit of the 8-bit network differs by up to {q['largest_change']:.2g}. Choose thresholds on the logits anew.")
         lines.append(
-            "- 8-bit speed depends on the processor. On x86 without VNNI, products of 8-bit numbers can saturate: measure the accuracy again."
+            "- 8-bit speed depends on the processor. On x86 without VNNI, 8-bit products can saturate: measure the accuracy again."
         )
     return lines
 

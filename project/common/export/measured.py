@@ -112,15 +112,14 @@ def int8_quality(q: Tensor, s: Tensor, y: Tensor, t: Tensor | None = None) -> di
 
 
 def size_of(net: nn.Module, x: Tensor) -> dict[str, int]:
-    """Parameters of a net, and its multiply-adds for one image x (1, C, H, W) as torch counts them: FLOPs of convolutions and products / 2."""
+    """Parameters of a net, and its multiply-adds for one image x (1, C, H, W): half the FLOPs of convolutions and matrix products."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(x)
     return {"parameters": sum(p.numel() for p in net.parameters()), "multiply_adds": counter.get_total_flops() // 2}
 
 
 def peak_mb(path: Path, x: Tensor) -> float | None:
-    """The most memory, in MiB, of a fresh Python process that runs an ONNX file on x with numpy and onnxruntime; None where Linux's /proc is
-    not there."""
+    """Peak memory, in MiB, of a new Python process that runs an ONNX file on x with numpy and onnxruntime; None without Linux's /proc."""
     if not Path("/proc/self/status").exists():
         return None
     shape, dtype = ",".join(map(str, x.shape)), str(x.dtype).removeprefix("torch.")
@@ -132,9 +131,12 @@ def peak_mb(path: Path, x: Tensor) -> float | None:
 
 
 def latency(f: Callable[[Tensor], Tensor], x: Tensor, seconds: float) -> dict[str, float]:
-    """Median and 95th percentile of the milliseconds that f(x) takes, after WARM_UP calls, over `seconds` and at least LEAST calls."""
-    for _ in range(WARM_UP):
+    """Median and 95th percentile of the milliseconds that f(x) takes, over `seconds` and at least LEAST calls, after a warm-up."""
+    begin = time.perf_counter()
+    for i in range(WARM_UP):
         f(x)
+        if i and time.perf_counter() - begin > seconds:
+            break
     times, end = [], time.perf_counter() + seconds
     while len(times) < LEAST or (time.perf_counter() < end and len(times) < 100_000):
         begin = time.perf_counter()

@@ -1,5 +1,6 @@
 """Writes an export: makes the graphs, checks and measures them, and notes everything in export.json and README.md."""
 
+import json
 import platform
 import shlex
 from collections.abc import Callable
@@ -150,7 +151,7 @@ class Export:
             x = preprocess(raw).contiguous()
             nets["teacher, PyTorch"] = (net, x)
             self.report["teacher"] = self.report.get("teacher", {}) | measured.size_of(net, x[:1])
-            self.report["teacher"]["bytes"] = 4 * self.report["teacher"]["parameters"]
+            self.report["teacher"]["bytes"] = run.teacher[0].stat().st_size
         if self.args.seconds:
             say(f"latency: {len(nets)} networks, {self.args.seconds:g} s for each measurement")
             self.report["latency"] = measured.latencies(nets, self.args.seconds)
@@ -167,7 +168,7 @@ def about(args: ExportOptions, run: Finished) -> dict:
     }
     source |= {"queries": r.get("queries", 0), "api": r.get("api"), "images": r.get("images", 0), "split": r.get("split", "test")}
     source |= {k: r.get(k) for k in ("accuracy", "best", "command")} | {"commit": r.get("versions", {}).get("commit", "unknown")}
-    source |= {"file": str(run.path), "sha256": identity(run.path)}
+    source |= {"file": str(run.path), "sha256": identity(run.path), "bytes": run.path.stat().st_size}
     packages = {p: version(p) for p in graphs.PACKAGES if "onnx" in args.formats()}
     here = {k: v for k, v in versions().items() if k in ("python", "torch", "numpy")} | packages
     device = f"CPU, {measured.cores()} cores, {platform.machine()}"
@@ -190,11 +191,10 @@ def about(args: ExportOptions, run: Finished) -> dict:
 
 
 def metadata(report: dict) -> dict[str, str]:
-    """What each file says of itself: {key: text}; lists are separated by commas, class names by line ends."""
+    """What each file says of itself: {key: text}; lists are JSON."""
     s = report["source"]
-    numbers = {k: ",".join(map(str, report[k])) for k in ("shape", "mean", "std")}
-    found = {"model": report["model"], "dataset": report["dataset"], "classes": "\n".join(report["classes"]), **numbers}
-    found |= {"preprocess": report["preprocess"], "crop_from": str(report["crop_from"])}
+    found = {k: report[k] for k in ("model", "dataset", "preprocess")}
+    found |= {k: json.dumps(report[k]) for k in ("classes", "shape", "mean", "std", "crop_from")}
     return found | {k: str(s[k]) for k in ("script", "teacher", "seed", "commit", "queries")}
 
 
