@@ -10,7 +10,6 @@ Each file is compared with PyTorch on all test images; where one differs, nothin
 from common.cli import Stopped, cli, say
 
 import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +37,6 @@ def main(argv=None):
         check_packages()
     out = Path(args.out or Path(args.run) / "export")
     check_folder(out, args.overwrite)  # before the data set is read
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)  # so that the temporary folder is deleted
     run = open_finished(args)
     with new_folder(out, args.overwrite) as folder:
         report = Export(args, run, folder).write()
@@ -50,4 +47,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)  # so that the temporary folder is deleted
     cli(main)

@@ -204,6 +204,23 @@ def test_a_teacher_without_preprocessing_as_a_program(home, tmp_path):
         export.main(flags(run=path, to="pt2", seconds=0))
 
 
+def test_a_folders_path_is_not_told(home, tmp_path):
+    _, r = calibration(home)
+    r.meta["dataset"] = "folder:/home/ann/scans-folder:x/y"
+    assert Export(ExportOptions(run="x", to="pt2"), r, tmp_path).report["dataset"] == "folder:scans-folder:y"
+
+
+def test_stopping_deletes_the_temporary_folder(home, tmp_path):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "project/export.py"), *flags(run=home / KD, to="pt2", out=tmp_path / "out", seconds=60)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    while "latency" not in process.stdout.readline():
+        assert process.poll() is None
+    assert len([*tmp_path.iterdir()]) == 1
+    process.terminate()
+    assert process.wait(20) == 143 and not [*tmp_path.iterdir()]
+
+
 # ---- calibration
 
 

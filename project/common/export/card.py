@@ -37,7 +37,7 @@ def quality_table(report: dict) -> str:
     """Accuracy and calibration of the float net, of the 8-bit one and of the teacher."""
     rows = []
     for name in ("float", "int8", "teacher"):
-        if q := report.get(name):
+        if "accuracy" in (q := report.get(name, {})):
             row = {"": {"float": report["role"], "int8": f"{report['role']}, int8"}.get(name, name)}
             row |= {"accuracy, %": f"{q['accuracy']:.2f}", "ECE, %": f"{q['ece']:.2f}"}
             row["KL to float, nats"] = f"{q['kl']:.2g}" if "kl" in q else "-"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checkpoints import check_meta, identity, load_model, load_weights, read_weights
 from ..cli import UsageError, say
 from ..datasets import Data, Images, is_flat, load
+from ..datasets.images import normalised
 from ..earlier import data_changes, finished_result
 from ..gan import Generator
 from ..measures import infer
@@ -40,14 +41,22 @@ class Finished:
 
     @functools.cached_property
     def teacher(self) -> tuple[Path, nn.Module, Callable[[Tensor], Tensor]] | None:
-        """(file, net, preprocess) of the run's teacher; None, which is said, where its file is not there or not of this project."""
+        """(file, net, preprocess) of the run's teacher; None, which is said, where its file is not there or not of this project.
+
+        preprocess: uint8 images of this run's size -> what the teacher sees.
+        """
         path = teacher_checkpoint(self.result)
         if not path:
             return None
         try:
-            return path, *load_model(path)[:2]
+            net, preprocess, _ = load_model(path)
+            meta = read_weights(path)[1]
         except UsageError as e:
             return say(f"no comparison with the teacher: {e}")
+        if meta["shape"] != self.meta["shape"]:
+            return path, net, preprocess
+        mean, std = (torch.tensor(meta["data"][k]).view(1, -1, 1, 1) for k in ("mean", "std"))
+        return path, net, lambda x: normalised(x, mean, std)  # the images are resized and cropped already
 
 
 def open_finished(args: ExportOptions) -> Finished:
@@ -63,7 +72,7 @@ def open_finished(args: ExportOptions) -> Finished:
     if "data" in result and (changed := data_changes(result["data"], data.identity())):
         raise UsageError(f"the data of {data.name} have changed since {folder} was written: {'; '.join(changed)}; put the files back")
     o = result["options"]
-    private, test = data.parts(o["lamda"], o["seed"], o.get("val", 0.0), o.get("zoom", False))
+    private, test = data.parts(o.get("lamda", 1.0), o["seed"], o.get("val", 0.0), o.get("zoom", False))
     if not len(test):
         raise UsageError(f"{folder}: its data set {data.name} has no labelled test images, with which an export is checked")
     return Finished(folder, result, path, meta, net, preprocess, classes, data, private, test)

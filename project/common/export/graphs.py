@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cli import RunError, UsageError, allocating
+from ..cli import RunError, Stopped, UsageError, allocating
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +71,7 @@ def exporting(what: str, to: str) -> Iterator[None]:
     try:
         with quiet(), allocating(f"the graph of {what}", "--img_size"):
             yield
-    except (UsageError, RunError, OSError, MemoryError):
+    except (UsageError, RunError, Stopped, OSError, MemoryError):
         raise
     except Exception as e:  # torch's and onnx's exporters raise what they like
         reason = next((line.strip() for line in str(e).splitlines() if line.strip(" =-")), "")[:200]

@@ -30,7 +30,7 @@ class ExportOptions:
     )
     calibration_images: int = opt(512, "maximum number of calibration images", ge=1, le=2**20)
     generator_path: str = opt("", "generator.pt for --calibrate synthetic; left out: the generator or the synthetic images of the run")
-    seconds: float = opt(0.5, "duration of each latency measurement in seconds", ge=0, le=3600)
+    seconds: float = opt(0.5, "duration of each latency measurement in seconds; 0: none", ge=0, le=3600)
     seed: int = opt(0, "random seed of the choice of calibration images", ge=0, le=2**32 - 1)
     data_dir: str = opt("data", "folder of the data sets")
     out: str = opt("", "folder of the exported files; left out: RUN/export")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Callable
 from importlib.metadata import version
@@ -50,11 +51,12 @@ class Export:
         if t is not None:
             self.report["teacher"] = measured.quality_of(t, y) | {"path": str(run.teacher[0])}
             self.report["float"]["teacher_agreement"] = measured.percent(s.argmax(1) == t.argmax(1))
+        x = calibration_images(self.args, run) if self.args.int8 else None
         core = graphs.program(run.net, torch.zeros(shape), run.meta["model"])
         if "pt2" in self.args.formats():
             self.check_pt2(s, core)
         if "onnx" in self.args.formats():
-            self.check_onnx(s, y, t, graphs.to_onnx(core, run.meta["model"]))
+            self.check_onnx(s, t, x, graphs.to_onnx(core, run.meta["model"]))
         self.measure()
         self.report["command"] = command(self.args)
         save_json(self.folder / REPORT, self.report)
@@ -97,20 +99,17 @@ class Export:
             loaded = torch.export.load(path).module()
         self.compared(path.name, s, loaded)
 
-    def check_onnx(self, s: Tensor, y: Tensor, t: Tensor | None, core: "graphs.onnx.ModelProto") -> None:
-        """Writes and compares the ONNX model; with --int8 also the 8-bit one, whose quality is measured."""
+    def check_onnx(self, s: Tensor, t: Tensor | None, x: Tensor | None, core: "graphs.onnx.ModelProto") -> None:
+        """Writes and compares the ONNX model; with calibration images x also the 8-bit one, whose quality is measured."""
         r, front = self.report, self.front_onnx() if self.pixels else None
         joined = (lambda model: graphs.behind(model, front)) if front else lambda model: model
-        small, x = None, None
-        if self.args.int8:
-            x = calibration_images(self.args, self.run)
-            small, per_channel = quantised(core, x, r["model"])
+        small, per_channel = (None, False) if x is None else quantised(core, x, r["model"])
         path = self.save(f"{self.role}.onnx", graphs.to_bytes(joined(core), metadata(r)))
         self.compared(path.name, s, measured.Session(path))
         if small:
             path = self.save(f"{self.role}.int8.onnx", graphs.to_bytes(joined(small), metadata(r) | {"weights": "int8"}))
             q = infer(measured.Session(path), self.run.test, self.view)
-            r["int8"] = measured.int8_quality(q, s, y, t) | {"per_channel": per_channel}
+            r["int8"] = measured.int8_quality(q, s, self.run.test.y, t) | {"per_channel": per_channel}
             r["int8"] |= {
                 "calibrate": self.args.calibrate,
                 "calibration_images": len(x),
@@ -175,7 +174,7 @@ def about(args: ExportOptions, run: Finished) -> dict:
     return {
         "role": run.path.stem,
         "model": meta["model"],
-        "dataset": meta["dataset"],
+        "dataset": re.sub(r"folder:(?:(?!-folder:).)*/", "folder:", meta["dataset"]),  # without the path
         "classes": run.classes,
         "shape": meta["shape"],
         **{k: meta["data"][k] for k in ("mean", "std", "crop_from")},
