@@ -19,6 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from conftest import ROOT, run
 
+from common import options
 from common.checkpoints import load_model
 from common.datasets import load
 from common.export import finished, folder, graphs, measured
@@ -26,6 +27,8 @@ from common.export.card import card, first_line
 from common.export.options import ExportOptions
 from common.export.writing import Export
 from common.options import flags
+from common.serving.model import open_model
+from common.serving.options import ServingOptions
 from common.transfer import Transfer
 
 KD = "checkpoints/KD/Digits/ResNet8_to_ResNet8/seed0"
@@ -219,6 +222,15 @@ def test_stopping_deletes_the_temporary_folder(home, tmp_path):
     assert len([*tmp_path.iterdir()]) == 1
     process.terminate()
     assert process.wait(20) == 143 and not [*tmp_path.iterdir()]
+
+
+def test_serve_takes_the_onnx_file(home, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    exported(home, tmp_path / "out")
+    args = options.parse(ServingOptions, flags(dataset="Digits", onnx=tmp_path / "out/student.onnx"))
+    model, (net, preprocess, _), x = open_model(args), load_model(home / KD / "student.pt"), load("Digits").test.x[:9]
+    assert (model.logits(model.view(x.numpy())) - net(preprocess(x))).abs().max() < 1e-4
 
 
 # ---- calibration
