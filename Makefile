@@ -42,7 +42,8 @@ lint: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis ruff -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis ruff \
+		onnx onnxscript onnxruntime -c constraints.txt
 	@touch $@
 
 clean:

@@ -17,7 +17,7 @@ from .utils import is_url, run_name
 from .values import check, interval, normalisation, real, whole
 
 MAX_SEED = 2**32 - 1
-GROUPS = ("method", "server", "access", "training", "data", "teacher", "API", "run")  # of --help, in this order
+GROUPS = ("method", "server", "export", "access", "training", "data", "teacher", "API", "run")  # of --help, in this order
 WEIGHTS_INIT = Literal["torch", "fan_out"]
 AUGMENT = Literal["none", "crop", "crop_flip", "resized_crop", "auto"]
 

@@ -22,7 +22,7 @@ from .blackbox import RESPONSES, BlackBox, Local, rank
 from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
 from .cli import UsageError, say
 from .counter import Counter
-from .datasets import CROPPING, DATASETS, Data, Images, is_flat, load, spec_of, zoomed
+from .datasets import CROPPING, DATASETS, Data, Images, is_flat, load, spec_of
 from .devices import device_name, device_of, peak_mb
 from .measures import copying, infer, quality
 from .models import MODELS, build, canonical, check_fit
@@ -133,15 +133,12 @@ class Run:
 
     def split_private(self) -> None:
         """private: the subset that is trained on. test: the test images or, with --val, training images kept from everyone."""
-        a, train, self.test = self.args, self.data.train, self.data.test
-        if a.val:
-            held, rest = train.split(a.val, 1, "val")
-            self.test, train = train.subset(held), train.subset(rest)
-        self.test = zoomed(self.test) if a.zoom else self.test
+        a = self.args
+        self.private, self.test = self.data.parts(a.lamda, a.seed, a.val, a.zoom)
         self.split = "validation" if a.val else "held-out" if spec_of(a.dataset)[1].novel else "test"
-        self.private = train.subset(train.split(a.lamda, a.seed, "private")[0]) if a.lamda < 1 else train
         if a.DATA and len(self.private) < 2:
-            raise UsageError(f"--lamda {a.lamda:g} leaves {len(self.private)} of {len(train):,} training images; training takes at least 2")
+            n, least = len(self.data.train) - len(self.test) * bool(a.val), len(self.private)
+            raise UsageError(f"--lamda {a.lamda:g} leaves {least} of {n:,} training images; training takes at least 2")
 
     def find_teacher(self) -> tuple[Path, StateDict, dict]:
         """(path, state dict, meta), before the data is read: a missing teacher is said at once."""

@@ -101,6 +101,16 @@ class Data:
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
         return parts | {"names": list(self.names), "mean": mean, "std": std, "crop_from": self.crop_from}
 
+    def parts(self, lamda: float, seed: int, val: float = 0.0, zoom: bool = False) -> tuple[Images, Images]:
+        """(private, test) images of a run with these options. private: the subset of the training set that it trains on. test: the test
+        images or, with `val`, the training images that are held out."""
+        train, test = self.train, self.test
+        if val:
+            held, rest = train.split(val, 1, "val")
+            test, train = train.subset(held), train.subset(rest)
+        private = train.subset(train.split(lamda, seed, "private")[0]) if lamda < 1 else train
+        return private, zoomed(test) if zoom else test
+
     def view(self, x: Tensor, augment: str = "none", which: Tensor | None = None, strong: bool = False) -> Tensor:
         """uint8, or float in [0, 1], (B, C, H, W) -> float (B, C, H, W), normalised; `augment`: as the option.
 

@@ -1,0 +1,51 @@
+"""export: turns the network of a finished run into files that run without this project, and measures them: ONNX, 8-bit ONNX, torch.export.
+
+    python project/export.py --run checkpoints/KD/Digits/ResNet20_to_ResNet8/seed0 --to onnx --int8
+    python project/export.py --run checkpoints/teacher/MNIST/ResNet32/seed0 --to onnx,pt2 --preprocess resize
+
+It writes RUN/export/: student.onnx, student.int8.onnx, student.pt2 (or teacher.*), export.json (all numbers) and README.md (a model card).
+Each file is compared with PyTorch on all test images; where one differs, nothing is written. Use of the files: docs/deploy.md.
+"""
+
+from common.cli import Stopped, cli, say
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.export.card import size_text
+from common.export.finished import open_finished
+from common.export.folder import check_folder, new_folder
+from common.export.graphs import check_packages
+from common.export.options import ExportOptions
+from common.export.writing import Export
+from common.options import parse
+
+
+@dataclass
+class Args(ExportOptions):
+    pass
+
+
+def stop(number, frame):
+    raise Stopped(128 + number)
+
+
+def main(argv=None):
+    args = parse(Args, argv, "project/export.py")
+    if "onnx" in args.formats():
+        check_packages()
+    out = Path(args.out or Path(args.run) / "export")
+    check_folder(out, args.overwrite)  # before the data set is read
+    run = open_finished(args)
+    with new_folder(out, args.overwrite) as folder:
+        report = Export(args, run, folder).write()
+    files = ", ".join(f"{name} {size_text(f['bytes'])}" for name, f in report["files"].items())
+    accuracy = f"{report['float']['accuracy']:.2f} %" + (f", int8 {report['int8']['accuracy']:.2f} %" if "int8" in report else "")
+    say(f"export {report['model']} on {report['dataset']}: {files}, accuracy {accuracy} -> {out}")
+    return report
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)  # so that the temporary folder is deleted
+    cli(main)

@@ -1,0 +1,454 @@
+"""export.py: files that give PyTorch's logits without this project, their measures, and what is refused."""
+
+from common.cli import RunError, UsageError
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import export
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import ROOT, run
+
+from common import options
+from common.checkpoints import load_model
+from common.datasets import load
+from common.export import finished, folder, graphs, measured
+from common.export.card import card, first_line
+from common.export.options import ExportOptions
+from common.export.writing import Export
+from common.options import flags
+from common.serving.model import open_model
+from common.serving.options import ServingOptions
+from common.transfer import Transfer
+
+KD = "checkpoints/KD/Digits/ResNet8_to_ResNet8/seed0"
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    monkeypatch.setattr(measured, "cores", lambda: 1)
+
+
+@pytest.fixture(scope="module")
+def home(trained, tmp_path_factory):
+    """A home with a finished KD run, whose private images are a fifth of the training set."""
+    import shutil
+
+    home = tmp_path_factory.mktemp("export")
+    shutil.copytree(trained / "checkpoints", home / "checkpoints")
+    run("KD", home, teacher="ResNet8", lamda=0.2, epochs=4, eval_every=4)
+    return home
+
+
+def exported(home, out, **options):
+    """The report of an export of the home's KD run into `out`."""
+    return export.main(flags(**{"run": home / KD, "out": out, "seconds": 0} | options))
+
+
+@pytest.fixture(scope="module")
+def onnx_export(home, tmp_path_factory):
+    """(folder, report) of an export with all files, which take uint8 images of any size."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("out") / "export"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(measured, "cores", lambda: 1)
+        torch.set_num_threads(1)
+        return out, exported(home, out, to="onnx,pt2", int8=True, preprocess="resize", seconds=0.01)
+
+
+def run_onnx(path, x):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.contiguous().numpy()})[0])
+
+
+def images(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+# ---- the files
+
+
+def test_the_files_give_pytorchs_logits(home, onnx_export):
+    out, report = onnx_export
+    net, preprocess, _ = load_model(home / KD / "student.pt")
+    x = load("Digits").test.x
+    s, program = net(preprocess(x)), torch.export.load(out / "student.pt2").module()
+    for n in (1, 7, 500):
+        for found in (run_onnx(out / "student.onnx", x[:n]), program(x[:n])):
+            assert (found - s[:n]).abs().max() < 1e-4
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "export.json", "student.int8.onnx", "student.onnx", "student.pt2"]
+    assert report["parity"]["images"] == 500 and report["parity"]["largest_difference"] < 1e-4
+    assert json.loads((out / "export.json").read_text())["parity"] == report["parity"]
+
+
+def test_images_of_any_size_are_resized_as_by_load_model(onnx_export, home):
+    """A value at .5 may be rounded to the other side: a few pixels differ by one grey level of 255, which is 2 / 255 of [-1, 1]."""
+    report = onnx_export[1]["preprocessing"]
+    assert report["resize"]["largest_levels"] <= 1 and report["resize"]["pixels_that_differ"] < 0.005
+    assert report["largest_difference"] <= 1e-5
+    data = load("Digits")
+    front = graphs.Pixels(8, data.mean, data.std, True)
+    _, preprocess, _ = load_model(home / KD / "student.pt")
+    for h, w in ((8, 8), (16, 16), (5, 30), (100, 77)):
+        assert (front(images(9, 1, h, w)) - preprocess(images(9, 1, h, w))).abs().max() < 1e-5
+    net = load_model(home / KD / "student.pt")[0]
+    x = data.test.x[:50].repeat_interleave(4, 2).repeat_interleave(4, 3)  # 32 x 32, whose means over 4 x 4 pixels are integers
+    found = run_onnx(onnx_export[0] / "student.onnx", x)
+    assert (found - net(preprocess(x))).abs().max() < 1e-4
+
+
+def test_the_numbers_of_int8_are_those_of_its_logits(home, onnx_export):
+    out, report = onnx_export
+    data, net = load("Digits"), load_model(home / KD / "student.pt")[0]
+    s, q = net(data.view(data.test.x)).double().numpy(), run_onnx(out / "student.int8.onnx", data.test.x).double().numpy()
+    teacher, preprocess, _ = load_model(home / "checkpoints/teacher/Digits/ResNet8/seed0/teacher.pt")
+    t, y, int8 = teacher(preprocess(data.test.x)).numpy(), data.test.y.numpy(), report["int8"]
+    p, r = (np.exp(u) / np.exp(u).sum(1, keepdims=True) for u in (s, q))
+    assert int8["kl"] == pytest.approx((p * np.log(p / r)).sum(1).mean(), abs=1e-6)
+    assert int8["accuracy"] == pytest.approx(100 * (q.argmax(1) == y).mean())
+    assert int8["agreement"] == pytest.approx(100 * (q.argmax(1) == s.argmax(1)).mean())
+    assert int8["teacher_agreement"] == pytest.approx(100 * (q.argmax(1) == t.argmax(1)).mean())
+    assert int8["largest_change"] == pytest.approx(np.abs(q - s).max(), abs=1e-5)
+    assert int8["drop"] == pytest.approx(100 * ((s.argmax(1) == y).mean() - (q.argmax(1) == y).mean())) and abs(int8["drop"]) <= 1
+    assert 0 < int8["kl"] < 0.01 and int8["calibration_images"] == 259
+    size = {n: f["bytes"] for n, f in report["files"].items()}
+    assert all((out / n).stat().st_size == b for n, b in size.items()) and size["student.int8.onnx"] < 0.4 * size["student.onnx"]
+
+
+def test_weights_and_activations_are_of_8_bits_and_the_logits_are_not(onnx_export):
+    import onnx
+
+    graph = onnx.load(onnx_export[0] / "student.int8.onnx").graph
+    kinds = {i.name: i.data_type for i in graph.initializer}
+    weights = {n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in kinds}
+    assert {kinds[w] for w in weights} <= {onnx.TensorProto.INT8, onnx.TensorProto.INT32}  # biases are of 32 bits
+    assert not [n for n in graph.node if n.op_type == "Conv" and n.input[1] in kinds]  # a float weight
+    assert next(n for n in graph.node if "logits" in n.output).op_type == "Gemm"
+
+
+def test_the_files_say_what_they_are_and_name_no_path(onnx_export, home):
+    import onnx
+
+    out, _ = onnx_export
+    said = {p.key: p.value for p in onnx.load(out / "student.onnx").metadata_props}
+    extra = {"metadata.json": ""}
+    torch.export.load(out / "student.pt2", extra_files=extra)
+    assert json.loads(extra["metadata.json"]) == said
+    assert json.loads(said["classes"]) == [str(k) for k in range(10)] and json.loads(said["mean"]) == [0.5]
+    assert (said["dataset"], said["script"], said["teacher"], said["seed"], said["queries"]) == ("Digits", "KD", "ResNet8", "0", "259")
+    for path in out.iterdir():
+        if path.suffix in (".onnx", ".pt2"):
+            content = path.read_bytes()
+            assert str(ROOT).encode() not in content and str(home).encode() not in content and b"site-packages" not in content
+
+
+def test_the_card_is_a_model_card(onnx_export):
+    out, report = onnx_export
+    text = (out / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    fields = dict(line.split(": ", 1) for line in head.splitlines() if not line.startswith("#"))
+    metric = json.loads(fields["model-index"])[0]["results"][0]["metrics"][0]
+    assert metric == {"type": "accuracy", "value": round(report["float"]["accuracy"] / 100, 6)}
+    assert {"knowledge-distillation", "onnx", "pt2"} < set(json.loads(fields["tags"])) and "# license:" in head
+    assert first_line("KD").startswith("trains the student") and first_line("nothing") == ""
+    for words in ("259 queries", "`student.int8.onnx`", "batch 128, 1 thread", "uint8 (N, 1, height, width)", "teacher, PyTorch"):
+        assert words in body, words
+    assert re.search(r"\| student, int8 +\| +\d", body) and "python project/export.py --run" in body
+    assert len(report["latency"]) == 8 and all(0 < r["median_ms"] <= r["p95_ms"] for r in report["latency"])
+    paid = report | {"source": report["source"] | {"api": {"images": 259, "cost": 1.5, "currency": "EUR"}}}
+    assert "259 answers bought for 1.50 EUR" in card(paid)
+
+
+def test_the_examples_of_the_docs_run_without_this_project(onnx_export, home, tmp_path):
+    """In a fresh interpreter elsewhere, whose path lacks the project."""
+    from PIL import Image
+
+    net, preprocess, classes = load_model(home / KD / "student.pt")
+    x = load("Digits").test.x
+    top = net(preprocess(x)).topk(2).values
+    x = x[(top[:, 0] - top[:, 1]).argmax()][None].repeat_interleave(8, 2).repeat_interleave(8, 3)  # a clear case, enlarged
+    wanted = classes[net(preprocess(x)).argmax()]
+    for path in onnx_export[0].iterdir():
+        os.link(path, tmp_path / path.name)
+    Image.fromarray(x[0, 0].numpy()).save(tmp_path / "image.png")
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(examples) == 2 and all(len(e.strip().splitlines()) <= 15 for e in examples)
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and "project" not in p]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    without = "import importlib.util\nassert importlib.util.find_spec('common') is None\n"
+    for code in examples:
+        done = subprocess.run([sys.executable, "-c", without + code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.split()[-1] == wanted, done.stderr + done.stdout
+
+
+def test_a_teacher_without_preprocessing_as_a_program(home, tmp_path):
+    """It needs torch only. The default folder is the run's own."""
+    path = home / "checkpoints/teacher/Digits/ResNet8/seed0"
+    report = export.main(flags(run=path, to="pt2", seconds=0))
+    net, preprocess, _ = load_model(path / "teacher.pt")
+    x = preprocess(load("Digits").test.x[:5])
+    assert torch.equal(torch.export.load(path / "export/teacher.pt2").module()(x), net(x))
+    assert report["role"] == "teacher" and report["source"]["teacher"] == "" and "int8" not in report
+    assert "export" not in json.loads((path / "result.json").read_text())["files"]
+    with pytest.raises(UsageError, match="holds an earlier export; --overwrite"):
+        export.main(flags(run=path, to="pt2", seconds=0))
+
+
+def test_a_folders_path_is_not_told(home, tmp_path):
+    _, r = calibration(home)
+    r.meta["dataset"] = "folder:/home/ann/scans-folder:x/y"
+    assert Export(ExportOptions(run="x", to="pt2"), r, tmp_path).report["dataset"] == "folder:scans-folder:y"
+
+
+def test_stopping_deletes_the_temporary_folder(home, tmp_path):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "project/export.py"), *flags(run=home / KD, to="pt2", out=tmp_path / "out", seconds=60)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    while "latency" not in process.stdout.readline():
+        assert process.poll() is None
+    assert len([*tmp_path.iterdir()]) == 1
+    process.terminate()
+    assert process.wait(20) == 143 and not [*tmp_path.iterdir()]
+
+
+def test_serve_takes_the_onnx_file(home, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    exported(home, tmp_path / "out")
+    args = options.parse(ServingOptions, flags(dataset="Digits", onnx=tmp_path / "out/student.onnx"))
+    model, (net, preprocess, _), x = open_model(args), load_model(home / KD / "student.pt"), load("Digits").test.x[:9]
+    assert (model.logits(model.view(x.numpy())) - net(preprocess(x))).abs().max() < 1e-4
+
+
+# ---- calibration
+
+
+def calibration(home, **options):
+    args = ExportOptions(run=str(home / KD), **options)
+    return finished.calibration_images(args, finished.open_finished(args)), finished.open_finished(args)
+
+
+def as_rows(x):
+    return {tuple(row) for row in x.flatten(1).tolist()}
+
+
+def test_private_images_and_those_of_the_transfer_set(home):
+    x, r = calibration(home, calibration_images=50)
+    own = r.data.view(r.private.x)
+    assert len(r.private) == 259 and len(x) == 50 and as_rows(x) <= as_rows(own)
+    assert not torch.equal(x, calibration(home, calibration_images=50, seed=1)[0])
+    bought, _ = calibration(home, calibrate="transfer")
+    assert len(bought) == 259 and as_rows(bought) == as_rows(own)
+
+
+def test_synthetic_images(home):
+    path = home / "checkpoints/DCGAN/Digits/ResNet8/seed0/generator.pt"
+    x, _ = calibration(home, calibrate="synthetic", generator_path=str(path), calibration_images=600)
+    assert x.shape == (600, 1, 8, 8) and x.abs().max() <= 1 and x.std(0).mean() > 0.01
+
+
+def test_mixed_images_of_a_transfer_set(home, tmp_path):
+    """0.25 of the first image and 0.75 of the second."""
+    _, r = calibration(home)
+    (tmp_path / KD).mkdir(parents=True)
+    about = Transfer(home / KD / "transfer.safetensors").about
+    mixed = Transfer(tmp_path / KD / "transfer.safetensors")
+    mixed.add_rows({"index": torch.tensor([[3, 5], [7, 2]]), "weight": torch.tensor([0.25, 1.0])})
+    mixed.columns["answers"] = torch.zeros(2, 10)
+    mixed.save({k: v for k, v in about.items() if k != "ends"})
+    r.folder = tmp_path / KD
+    x = finished.bought(ExportOptions(run="x", calibrate="transfer"), r, torch.Generator())
+    v = r.data.view(r.data.train.x)
+    assert torch.allclose(x, torch.stack([0.25 * v[3] + 0.75 * v[5], v[7]]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrate": "synthetic"}, "no calibration images: .* has no synthetic images and no generator; give --generator_path"),
+        ({"calibrate": "synthetic", "generator_path": "nothing.pt"}, "no file nothing.pt"),
+        ({"calibrate": "transfer"}, "no calibration images: there is no .*transfer.safetensors; use --calibrate private"),
+    ],
+)
+def test_no_calibration_images(home, tmp_path, options, message):
+    _, r = calibration(home)
+    r.folder = tmp_path
+    with pytest.raises(UsageError, match=message):
+        finished.calibration_images(ExportOptions(run="x", **options), r)
+
+
+def test_a_run_that_saw_no_private_image_is_not_calibrated_on_some(home):
+    _, r = calibration(home)
+    r.result = r.result | {"images": 0}
+    with pytest.raises(UsageError, match="used no private image; use --calibrate synthetic or transfer"):
+        finished.calibration_images(ExportOptions(run="x"), r)
+
+
+# ---- measures
+
+
+def test_sizes_in_closed_form():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    found = measured.size_of(net, torch.zeros(1, 3, 6, 6))
+    assert found == {"parameters": 3 * 8 * 9 + 8 + 8 * 36 * 10 + 10, "multiply_adds": 36 * 9 * 3 * 8 + 8 * 36 * 10}
+
+
+def test_latency_of_a_known_wait():
+    found = measured.latency(lambda x: time.sleep(0.002), torch.zeros(1), 0.0)
+    assert found["calls"] == measured.LEAST and 2 <= found["median_ms"] <= found["p95_ms"]
+
+
+def test_parity_is_relative_to_the_largest_logit():
+    s = torch.tensor([[0.0, 100.0]])
+    assert measured.parity("x", s, s + 0.009)["allowed"] == pytest.approx(0.01)
+    for off in (s + 0.011, s * float("nan"), s[:, :1]):
+        with pytest.raises(RunError, match="x differs from PyTorch by up to"):
+            measured.parity("x", s, off)
+    with pytest.raises(RunError, match="by up to 0.009"):
+        measured.parity("x", s / 100, s / 100 + 0.009)
+
+
+# ---- nothing half-written
+
+
+def test_a_mismatch_leaves_no_file_and_the_earlier_export(home, tmp_path, monkeypatch):
+    out = tmp_path / "export"
+    exported(home, out, to="pt2")
+    before = (out / "student.pt2").read_bytes()
+    real = graphs.program
+
+    def off(net, *a, **k):
+        wrong = nn.Sequential(net, nn.Identity())
+        found = real(wrong, *a, **k)
+        found.state_dict["0.fc.bias"] += 0.01
+        return found
+
+    monkeypatch.setattr(graphs, "program", off)
+    with pytest.raises(RunError, match=r"student.pt2 differs from PyTorch by up to 0.01 on 500 test images .*; nothing was written"):
+        exported(home, out, to="pt2", overwrite=True)
+    with pytest.raises(RunError, match="differs from PyTorch"):
+        exported(home, tmp_path / "other", to="pt2")
+    assert [p.name for p in tmp_path.iterdir()] == ["export"] and (out / "student.pt2").read_bytes() == before
+
+
+def test_a_full_disk_leaves_nothing(home, tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device; nothing was written"):
+        exported(home, tmp_path / "export", to="pt2")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_only(tmp_path):
+    out = tmp_path / "out"
+    for text in "ab":
+        with folder.new_folder(out, overwrite=True) as new:
+            (new / folder.REPORT).write_text(text)
+    assert (out / folder.REPORT).read_text() == "b" and [*tmp_path.iterdir()] == [out]
+    with pytest.raises(KeyboardInterrupt), folder.new_folder(out, overwrite=True) as new:
+        (new / folder.REPORT).write_text("c")
+        raise KeyboardInterrupt
+    assert (out / folder.REPORT).read_text() == "b" and [*tmp_path.iterdir()] == [out]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name, words in (("mine", "holds other files"), ("file", "is a file"), ("out", "holds an earlier export")):
+        with pytest.raises(UsageError, match=words), folder.new_folder(tmp_path / name, overwrite=name == "mine"):
+            pass
+
+
+# ---- what is refused
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :2] if x.sum() > 0 else x.flatten(1)[:, 1:3]
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x.flatten(1)[:, :2])
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return F.pad(x.flatten(1)[:, :2], (0, int(x.shape[0] == 2)))
+
+
+def test_a_network_that_cannot_be_exported_is_one_line():
+    x = torch.ones(2, 1, 4, 4)
+    for net in (Branch(), Fixed()):
+        with pytest.raises(RunError, match=r"Net cannot be exported to torch.export \(\w+: .{5,}\); use another") as e:
+            graphs.program(net, x, "Net")
+        assert "\n" not in str(e.value)
+    pytest.importorskip("onnxscript")
+    with pytest.raises(RunError, match=r"Net cannot be exported to ONNX \(\w+: .{5,}\); use another") as e:
+        graphs.to_onnx(graphs.program(Bessel(), x, "Net"), "Net")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": ""}, "--run is missing; give the folder of a finished run"),
+        ({"run": "nothing"}, "no folder nothing; give the folder of a finished run"),
+        ({"run": "home/checkpoints/KD/Digits/ResNet8_to_ResNet8"}, "is no folder of a run .*; did you mean .*seed0"),
+        ({"run": "home/checkpoints/DCGAN/Digits/ResNet8/seed0"}, "has no student.pt and no teacher.pt, only generator.pt"),
+        ({"file": "state.pth"}, "--file state.pth: .* has no such file; it has: student.pt"),
+        ({"file": "../seed0/student.pt"}, "has no such file"),
+        ({"to": "executorch"}, "there is no format 'executorch'; there are onnx, pt2"),
+        ({"to": ""}, "give onnx or pt2"),
+        ({"int8": True}, "--int8 with --to pt2: 8-bit integers are for ONNX"),
+        ({"generator_path": "x.pt"}, "--generator_path has no effect with --calibrate private"),
+        ({"calibration_images": 0}, "must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(home, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(home, tmp_path / "home")
+    with pytest.raises(UsageError, match=message) as e:
+        exported(home, tmp_path / "out", **{"to": "pt2"} | options)
+    assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_is_refused(home, tmp_path):
+    import shutil
+
+    shutil.copytree(home / KD, tmp_path / "seed0")
+    (tmp_path / "seed0/result.json").unlink()
+    with pytest.raises(UsageError, match="is an unfinished run .*; repeat its command, which resumes it"):
+        export.main(flags(run=tmp_path / "seed0", to="pt2"))
+    shutil.copy(home / KD / "result.json", tmp_path / "seed0")
+    (tmp_path / "seed0/student.pt").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"student.pt has changed, or is damaged"):
+        export.main(flags(run=tmp_path / "seed0", to="pt2"))
+
+
+def test_missing_packages_are_named_with_the_command(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    with pytest.raises(UsageError, match="the package onnxscript is not installed; run: pip install onnx onnxscript onnxruntime"):
+        exported(home, tmp_path / "out")
+
+
+def test_image_files_are_not_resized_in_the_graph(home, tmp_path):
+    _, r = calibration(home)
+    r.meta["data"]["crop_from"] = 9
+    with pytest.raises(UsageError, match="--preprocess resize: the resizing of image files .* use --preprocess pixels"):
+        Export(ExportOptions(run="x", preprocess="resize"), r, tmp_path)
