@@ -545,3 +545,14 @@ def test_a_data_folder_that_is_none(tmp_path):
 def test_resizing_in_small_chunks_changes_no_pixel():
     x = torch.randint(0, 256, (66, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(resize(x, 1024)[65], resize(x[65:], 1024)[0])  # the second chunk
+
+
+@pytest.mark.parametrize("n", [3, 0])
+def test_images_of_files_and_their_source_become_grey_alike(n):
+    from common.datasets.images import Images
+    from common.datasets.pictures import exact_grey
+
+    x, source = (torch.randint(256, (n, 3, s, s), dtype=torch.uint8) for s in (8, 12))
+    made = Images(x, torch.zeros(n, dtype=torch.long), paths=["a"] * n, source=source).in_channels(1)
+    assert made.x.shape == (n, 1, 8, 8) and torch.equal(made.source, exact_grey(source) if n else source[:, :1])
+    assert not n or torch.equal(made.x, exact_grey(x))

@@ -74,10 +74,12 @@ class Images:
         """The images with `channels` channels, 1 or 3."""
         if self.stream:
             return replace(self, stream=replace(self.stream, channels=channels))
-        if channels == 1 and self.paths is not None and self.x.shape[1] == 3:
-            return replace(self, x=torch.cat([exact_grey(x) for x in self.x.split(5000)]) if len(self) else self.x[:, :1])
-        source = None if self.source is None else recoloured(self.source, channels)
-        return replace(self, x=recoloured(self.x, channels), source=source)
+        exactly = channels == 1 and self.paths is not None and self.x.shape[1] == 3 and len(self)  # of files
+
+        def convert(x: Tensor) -> Tensor:
+            return torch.cat([exact_grey(part) for part in x.split(5000)]) if exactly else recoloured(x, channels)
+
+        return replace(self, x=convert(self.x), source=None if self.source is None else convert(self.source))
 
 
 @dataclass
