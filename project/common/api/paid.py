@@ -3,7 +3,7 @@
 import math
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from .client import Refused
 from .ledger import Ledger, key_of
 from .remote import Remote
 
-Bought = tuple[Sequence[bytes], np.ndarray]  # images by their keys, and the answers to them
 CANARIES = 3  # images that are asked about again when a run goes on
 MOVED = 0.01  # change of a probability from which on an answer counts as another
 
@@ -37,7 +36,7 @@ class Paid:
         self.identity, self.local, self.pause = source.identity, isinstance(source, Local), None
         self.price = 0.0 if self.local else args.price_per_1k / 1000
         self.canaries = ledger.canaries() if ledger and not self.local else []
-        self.checked, self.spent_here = not self.canaries, 0.0
+        self.checked, self.spent = not self.canaries, ledger.spent(run) if ledger and self.price else 0.0
         self.limit = args.max_cost or np.inf
         self.pool = None if self.local else ThreadPoolExecutor(args.concurrency, thread_name_prefix="api")
 
@@ -63,9 +62,8 @@ class Paid:
         parts = [row.tobytes() for row in x.detach().float().cpu().contiguous().numpy()] if self.local else self.source.encode(x)
         keys = [key_of(p) for p in parts]
         if self.ledger is None:
-            self.keep_within(keys, {}, self.spent_here)
-            found = {k: a for some, answers in self.buy(keys, parts, stage, x) for k, a in zip(some, answers, strict=True)}
-            self.spent_here += self.price * len(keys)
+            self.keep_within(keys, {})
+            found = self.buy(keys, parts, stage, x)
             return self.tensor([found[key] for key in keys], x.device)
         with self.ledger.exclusive(self.pause):
             found = self.ledger.find(keys)
@@ -73,10 +71,9 @@ class Paid:
             first = sorted({keys[i]: i for i in reversed(new)}.values())  # an image that comes twice is sent once
             if new:
                 self.check_canaries()
-                self.keep_within(keys, found, self.ledger.spent(self.run) if self.price else 0.0)
+                self.keep_within(keys, found)
                 chosen = x if len(first) == len(x) else x[torch.tensor(first, device=x.device)]
-                for bought, answers in self.buy([keys[i] for i in first], [parts[i] for i in first], stage, chosen):
-                    found |= dict(zip(bought, answers, strict=True))
+                found |= self.buy([keys[i] for i in first], [parts[i] for i in first], stage, chosen)
             if len(first) < len(keys):
                 self.ledger.add_hits(self.run, stage, len(keys) - len(first))
         return self.tensor([found[key] for key in keys], x.device)
@@ -86,31 +83,29 @@ class Paid:
         found = torch.from_numpy(np.stack(answers)).to(device)
         return F.one_hot(found.long(), self.classes).float() if found.dim() == 1 else found
 
-    def keep_within(self, keys: Sequence[bytes], found: dict, spent: float) -> None:
+    def keep_within(self, keys: Sequence[bytes], found: dict) -> None:
         """OutOfBudget where the images that are not in `found` would cost more than is left; its `fits` counts the first that do not."""
         if not self.price or self.limit == np.inf:
             return
-        left, known = int((self.limit - spent) / self.price + 1e-6), set(found)
+        left, known = int((self.limit - self.spent) / self.price + 1e-6), set(found)
         for i, key in enumerate(keys):
             if key not in known:
                 if left < 1:
-                    a = self.args
-                    what = f"--max_cost {a.max_cost:g} {a.currency} is reached: {spent:.4f} are spent, and {len(keys)} images are wanted"
-                    raise OutOfBudget(what, i)
+                    reached = f"--max_cost {self.args.max_cost:g} {self.args.currency} is reached: {self.spent:.4f} are spent"
+                    raise OutOfBudget(f"{reached}, and {len(keys)} images are wanted", i)
                 left -= 1
                 known.add(key)
 
     # ---- asking
 
-    def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, x: Tensor | None) -> Iterator[Bought]:
-        """Yields (keys, answers) of each call, as they come; they are in the ledger by then.
+    def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, x: Tensor | None) -> dict[bytes, np.ndarray]:
+        """{key: answer} of images, when they are in the ledger.
 
-        An error ends it when all requests that are under way have ended, so that no answer is lost.
+        An error is raised when all requests that are under way have ended, so that no answer is lost.
         """
         if self.local:
-            yield keys, self.compute(keys, stage, x)
-            return
-        at, pending, error = 0, {}, None
+            return dict(zip(keys, self.compute(keys, stage, x), strict=True))
+        at, pending, error, found = 0, {}, None, {}
         try:
             while at < len(keys) or pending:
                 while at < len(keys) and len(pending) < self.args.concurrency and not error:
@@ -124,7 +119,7 @@ class Paid:
                     some, answers, problem = self.settle(future, pending.pop(future))
                     error = error or problem
                     if answers is not None:
-                        yield some, answers
+                        found |= dict(zip(some, answers, strict=True))
                 if error and not pending:
                     raise error
         finally:
@@ -133,10 +128,12 @@ class Paid:
                 for future in list(pending):
                     self.settle(future, pending.pop(future))
                 self.source.client.stopped.clear()
+        return found
 
     def submit(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str) -> Future:
         """Notes a call, and sends it."""
         request, size = uuid.uuid4().hex, sum(map(len, parts))
+        self.spent += self.price * len(keys)
         call = self.ledger.intend(request, self.run, stage, keys, size, self.price * len(keys)) if self.ledger else 0
         attempts = []
         future = self.pool.submit(self.source.send, list(parts), request, attempts)
@@ -158,8 +155,10 @@ class Paid:
             answers, error = future.result(), None
         except (RunError, UsageError) as e:
             answers, error = None, e
+        state = "answered" if error is None else "lost" if any(lost for *_, lost in future.attempts) else "refused"
+        if state == "refused":
+            self.spent -= self.price * len(keys)
         if self.ledger:
-            state = "answered" if error is None else "lost" if any(lost for *_, lost in future.attempts) else "refused"
             self.ledger.end(future.call, state, answers, future.attempts, keys)
             if answers is not None and (lacking := CANARIES - len(self.canaries)) > 0:
                 new = list(zip(keys, future.parts, answers, strict=True))[:lacking]
@@ -185,13 +184,11 @@ class Paid:
         """
         if self.checked:
             return
-        now, canaries = {}, self.canaries
-        for key, image, _ in canaries:
-            for some, answers in self.buy([key], [image], "canary", None):
-                now |= dict(zip(some, answers, strict=True))
-        changes = [self.change(now[key], then) for key, _, then in canaries]
+        keys, images, before = zip(*self.canaries, strict=True)
+        now = self.buy(keys, images, "canary", None)
+        changes = [self.change(now[key], then) for key, then in zip(keys, before, strict=True)]
         if moved := [c for c in changes if c > MOVED]:
-            what = f"{len(moved)} of {len(canaries)} images have other answers than before (a probability moved by {max(moved):.2f})"
+            what = f"{len(moved)} of {len(keys)} images have other answers than before (a probability moved by {max(moved):.2f})"
             hint = f"to start anew with its present model, move {self.ledger.path} away and give --overwrite"
             raise RunError(f"the teacher at {self.args.teacher} has changed: {what}; {hint}")
         self.checked = True

@@ -114,14 +114,12 @@ class OpenInference:
 
     def send(self, parts: Sequence[bytes], request: str, attempts: list[tuple]) -> np.ndarray:
         """The answers to images, each as encoded bytes. request: its id. For attempts see Client.ask."""
-        if self.binary and self.untried:
-            try:
-                found = self.post(parts, request, attempts)
-            except Refused as e:
-                if e.status in (401, 402, 403, 404):
-                    raise
-                self.binary = False  # now as JSON, which all servers take
-        if not self.binary or not self.untried:
+        try:
+            found = self.post(parts, request, attempts)
+        except Refused as e:
+            if not (self.binary and self.untried) or e.status in (401, 402, 403, 404):
+                raise
+            self.binary = False  # now as JSON, which all servers take
             found = self.post(parts, request, attempts)
         self.untried = False
         return found

@@ -1,6 +1,5 @@
 """A teacher behind a server, as a BlackBox asks it."""
 
-import hashlib
 import io
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..cli import UsageError
 from ..datasets.images import to_pixels
+from ..utils import digest
 from .answers import Reading
 from .client import Client
 from .options import ApiOptions
@@ -81,11 +81,6 @@ class Remote:
     def send(self, parts: Sequence[bytes], request: str, attempts: list[tuple]) -> np.ndarray:
         """The answers to encoded images; see OpenInference.send."""
         return self.protocol.send(parts, request, attempts)
-
-
-def digest(*values: object) -> str:
-    """Twelve letters that tell these values from others."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 def as_file(pixels: np.ndarray, form: str) -> bytes:

@@ -1,7 +1,7 @@
 """The options of an export."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ..cli import UsageError
 from ..options import RunOptions, described, opt
@@ -36,10 +36,6 @@ class ExportOptions:
     out: str = opt("", "folder of the exported files; left out: RUN/export")
     overwrite: bool = opt(False, "replace an earlier export")
     debug: bool = opt(False, DEBUG)
-
-    def presets(self) -> dict[str, Any]:
-        """{option: value} that follow from other options: none."""
-        return {}
 
     def formats(self) -> list[str]:
         """The names in --to, each once; UsageError for an unknown one."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..cli import UsageError
 
 
-def hub_library() -> ModuleType:
-    """The package transformers; UsageError where it is not installed."""
+def optional_package(name: str, teacher: str) -> ModuleType:
+    """A package that not everyone has. UsageError, with the command that installs it, where it is missing; teacher: what needs it."""
     try:
-        return importlib.import_module("transformers")
+        return importlib.import_module(name)
     except ImportError:
-        raise UsageError("hf:PATH needs the package transformers, which is not installed; run: pip install transformers") from None
+        raise UsageError(f"{teacher} needs the package {name}, which is not installed; run: pip install {name}") from None
 
 
 def hub_file(name: str) -> Path:
@@ -46,7 +46,9 @@ class HubNet(nn.Module):
         super().__init__()
         path = hub_file(name).parent
         try:
-            self.net = hub_library().AutoModelForImageClassification.from_pretrained(path, local_files_only=True, use_safetensors=True)
+            self.net = optional_package("transformers", "hf:PATH").AutoModelForImageClassification.from_pretrained(
+                path, local_files_only=True, use_safetensors=True
+            )
         except UsageError:
             raise
         except Exception as e:  # it raises what it likes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cli import UsageError
 from ..utils import check_regular, is_url, matching
-from .hub import hub_file
+from .hub import hub_file, optional_package
 
 
 class WithFeature:
@@ -65,10 +65,7 @@ def torchvision_net(name: str, classes: int, channels: int, size: int) -> nn.Mod
 
 def timm_library() -> ModuleType:
     """The package timm; UsageError where it is not installed."""
-    try:
-        return importlib.import_module("timm")
-    except ImportError:
-        raise UsageError("timm:NAME needs the package timm, which is not installed; run: pip install timm") from None
+    return optional_package("timm", "timm:NAME")
 
 
 def timm_net(name: str, classes: int, channels: int, size: int) -> nn.Module:

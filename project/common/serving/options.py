@@ -32,10 +32,6 @@ class RunOptions:
     checkpoints_dir: str = shared("checkpoints_dir")
     debug: bool = shared("debug")
 
-    def presets(self) -> dict[str, Any]:
-        """{option: value} that follow from other options: none."""
-        return {}
-
 
 @dataclass
 class ModelOptions(RunOptions):
