@@ -26,6 +26,7 @@ from common.batches import Draw
 from common.gan import Generator
 from common.losses import balance, kl
 from common.options import StudentOptions, opt
+from common.processes import share
 from common.run import start
 
 # weights of the generator's terms, as in the paper: cross-entropy of the teacher to its own top class, negative entropy of the mean
@@ -51,7 +52,7 @@ def main(argv=None):
     args = run.args
     with allocating("the generator", "--latent", "--img_size"):
         G = nn.Sequential(Generator(args.latent, run.data.shape), nn.BatchNorm2d(run.data.shape[0], affine=False))
-        G = G.to(run.device, memory_format=torch.channels_last)
+        G = share(G.to(run.device, memory_format=torch.channels_last), args.sync_bn)
 
     low, high = (-run.data.mean / run.data.std, (1 - run.data.mean) / run.data.std)  # of pixels in [0, 1]
 

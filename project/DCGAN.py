@@ -23,6 +23,7 @@ from torchvision.utils import make_grid, save_image
 
 from common.gan import Discriminator, Generator
 from common.options import TeacherOptions, opt
+from common.processes import share
 from common.run import start
 from common.utils import autocast
 
@@ -42,7 +43,7 @@ def main(argv=None):
     args, teacher, K = run.args, run.teacher, run.data.classes
     with allocating("generator and discriminator", "--img_size"):
         nets = Generator(K, run.data.shape), Discriminator(run.data.shape, args.dropout)
-        G, D = (net.to(run.device, memory_format=torch.channels_last) for net in nets)
+        G, D = (share(net.to(run.device, memory_format=torch.channels_last), args.sync_bn) for net in nets)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), args.lr, (0.5, 0.999), fused=True) for net in (G, D))
     needs_queries = args.alpha > 0 and not teacher.hard
     teacher.plan(args.epochs * len(run.private) * needs_queries)

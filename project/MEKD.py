@@ -25,6 +25,7 @@ from common.checkpoints import first_run, meta_differences
 from common.gan import Generator
 from common.losses import centred, kl
 from common.options import KLOptions, dataset_tag, opt
+from common.processes import share
 from common.run import Run, start
 from common.utils import check_regular, run_folder, run_name
 
@@ -68,7 +69,7 @@ def find_generator(run: Run) -> Generator:
         G = Generator(meta.get("latent", run.data.classes), run.data.shape).to(run.device, memory_format=torch.channels_last)
     run.purchases.add_inherited_counts(meta.get("counts", {}))
     say(f"generator {path}: {meta.get('counts', {}).get('queries', 0):,} queries during its training")
-    return run.load_weights(G, path, kind="a generator", content=(state, meta)).eval().requires_grad_(False)
+    return share(run.load_weights(G, path, kind="a generator", content=(state, meta)).eval().requires_grad_(False), a.sync_bn)
 
 
 def main(argv=None):

@@ -32,7 +32,7 @@ QUICK["DFHL"] = {"steps": 2, "g_steps": 1, "h_steps": 2, "batch_size": 16, "late
 
 
 def home_flags(home):
-    return {"checkpoints_dir": home / "checkpoints", "logs_dir": home / "logs", "dataset": "Digits", "device": "cpu"}
+    return {"checkpoints_dir": Path(home) / "checkpoints", "logs_dir": Path(home) / "logs", "dataset": "Digits", "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)

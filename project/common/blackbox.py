@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .cli import RunError, UsageError
 from .counter import KINDS
+from .processes import answers
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 
@@ -35,10 +36,11 @@ class OutOfBudget(UsageError):
 class Asked(Protocol):
     """What a BlackBox asks: a net of this process (Local), or a server and the answers that were bought before (api.paid.Paid).
 
-    identity: letters that tell it from other teachers.
+    identity: letters that tell it from other teachers. divisible: whether each process of a run asks for a part of the images.
     """
 
     identity: str
+    divisible: bool
 
     def answer(self, x: Tensor, stage: str = "train") -> Tensor:
         """Answers (N, K) to images x (N, C, H, W): logits, probabilities (NaN where none was told), or the one-hot vectors of classes.
@@ -56,6 +58,8 @@ class Asked(Protocol):
 class Local:
     """A net that answers as an API would. chunk: images a forward pass, by default as many as make 4 million pixel values on a GPU, half a
     million on the CPU (its caches), 256 to 8,192. identity: letters that tell it from other teachers."""
+
+    divisible = True
 
     def __init__(self, net: nn.Module, response: str, chunk: int | None = None, identity: str = ""):
         self.net, self.response, self.chunk, self.identity = net.eval().requires_grad_(False), response, chunk, identity
@@ -178,7 +182,7 @@ class BlackBox:
         if self.quote:
             self.quote(self.planned, x)
         self.count(x, kind)
-        return self.recover(self.asked.answer(x))  # (N, K)
+        return self.recover(answers(self.asked, x))  # (N, K)
 
     def count(self, x: Tensor, kind: str, sent: int = 1) -> None:
         """Counts a query for each image of x (N, C, H, W); sent: 0 where nothing leaves the device."""
@@ -232,7 +236,7 @@ class BlackBox:
         if self.free_audit:
             return self.asked.audit(x)
         self.audited += len(x)
-        return self.recover(self.asked.answer(x, "audit")).log_softmax(1)
+        return self.recover(answers(self.asked, x, "audit")).log_softmax(1)
 
     def recover(self, answer: Tensor) -> Tensor:
         """Logits up to a constant of each row (N, K) from what was sent; the one-hot vector from a class."""

@@ -89,9 +89,15 @@ def explained(e: BaseException) -> str:
     return f"unexpected error{where}: {type(e).__name__}: {str(e).strip().partition(chr(10))[0]} ({kept})"
 
 
+def told() -> bool:
+    """Whether another process of the same run has printed an error; processes.py replaces this function where there are others."""
+    return False
+
+
 def complain(error: object, status: int) -> int:
     """Prints one line on stderr with the script's name before it; gives `status`."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    if not told():
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return status
 
 

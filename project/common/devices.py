@@ -12,17 +12,21 @@ import torchvision
 
 from .cli import UsageError
 from .options import Base
+from .processes import local_rank, world_size
 
 
 def device_of(args: Base) -> torch.device:
     """The device that --device names, UsageError where it is not there; sets cuDNN and determinism."""
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{name}" if re.fullmatch("[0-9]{1,2}", name) else name
+    name = f"cuda:{local_rank()}" if world_size() > 1 and name.startswith("cuda") else name
     try:
         if not re.fullmatch("cpu|cuda(:[0-9]{1,2})?", name):
             raise RuntimeError(f"only cpu and cuda are supported; CUDA GPUs found: {torch.cuda.device_count()}")
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as e:
         raise UsageError(f"--device {name} is not available ({str(e).splitlines()[0]}); use --device cpu") from None
     torch.backends.cudnn.benchmark = not args.deterministic
@@ -34,9 +38,10 @@ def device_of(args: Base) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """`CPU, 2 threads`, or the GPU's name."""
+    times = f", {world_size()} processes" if world_size() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        return f"{torch.cuda.get_device_name(device)}{times}"
+    return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}{times}"
 
 
 def peak_mb(device: torch.device) -> int | None:
@@ -48,18 +53,6 @@ def peak_mb(device: torch.device) -> int | None:
 
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
     return None
-
-
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The state of torch's random numbers, of the CPU and of a GPU."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts back what `rng_state` gave."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def versions() -> dict[str, str]:

@@ -46,6 +46,7 @@ class RunOptions:
     amp: Literal["off", "bf16"] = opt("off", "number format of forward passes: float32 (off) or bfloat16 (bf16)")
     compile: bool = opt(False, "compile the trained network with torch.compile")
     deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
+    sync_bn: bool = opt(True, "under torchrun: batch-norm statistics of each process's part of a batch, instead of the whole batch")
     workers: int = opt(-1, "number of processes that read a data set too large for memory; -1: one per core, at most 8", ge=-1, le=1024)
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")

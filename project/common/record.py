@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -13,13 +14,14 @@ from filelock import FileLock, Timeout
 from .board import Board
 from .checkpoints import identity, read, read_weights
 from .cli import Finished, RunError, UsageError, keep_tracebacks, say
-from .devices import rng_state, set_rng_state, versions
+from .devices import versions
 from .earlier import aside_of, data_changes, delete, finished_result
 from .forms import STATE, STATE_MORE, present
 from .options import Base, dataset_tag, differences, run_name_of, settings
+from .processes import rank
 from .schedule import lr_at, milestones
 from .states import restore
-from .utils import check_regular, holding, remove_remains, run_folder, save, save_json, save_text
+from .utils import check_regular, holding, remove_remains, rng_state, run_folder, save, save_json, save_text, set_rng_state
 from .weights import StateDict
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
@@ -41,10 +43,14 @@ class Record:
         self.name = run_name_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"
         roots = (args.checkpoints_dir, args.logs_dir)
-        if args.dry_run:
+        if args.dry_run or rank():
             self.temporary = tempfile.TemporaryDirectory(prefix="dry_run_")
             roots = (f"{self.temporary.name}/checkpoints", f"{self.temporary.name}/logs")
         self.folder, self.logs = (run_folder(root, script, dataset_tag(args), self.name, args.seed) for root in roots)
+        if rank():  # all but the first of several processes work in a copy
+            shutil.copytree(
+                run_folder(args.checkpoints_dir, script, dataset_tag(args), self.name, args.seed), self.folder, ignore=lambda *_: [".lock"]
+            )
         self.claimed = not args.overwrite  # whether the folder is this run's
         if args.overwrite:
             self.refuse_inputs_inside()
@@ -180,7 +186,7 @@ class Record:
 
     def save_state(self, epoch: int, objects: dict, device: torch.device, force: bool) -> None:
         """Saves all that has a state, unless the last save is hardly older than an epoch; `force` saves in any case."""
-        if not force and time.monotonic() - self.saved_at < SAVE_EVERY:
+        if rank() or (not force and time.monotonic() - self.saved_at < SAVE_EVERY):
             return
         self.claim()
         kept = {"epoch": epoch, "objects": {name: o.state_dict() for name, o in objects.items()}}

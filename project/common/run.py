@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from . import processes
 from .api.paid import Paid, opened, quote
 from .api.remote import Remote
 from .audit import audit
@@ -50,7 +51,8 @@ from .weights import StateDict
 
 def start(Args: type[Base], argv: list[str] | None = None) -> "Run":
     """A Run for the options in `argv` (the command line if None). Raises Finished where the run is finished."""
-    return Run(Args, argv)
+    processes.join_others()
+    return processes.first_and_then(lambda: Run(Args, argv))
 
 
 class Run:
@@ -88,7 +90,7 @@ class Run:
         if teacher_content:
             self.open_teacher(*teacher_content)
         torch.manual_seed(args.seed)
-        self.student = self.net(args.model) if args.model else None
+        self.student = processes.share(self.net(args.model), args.sync_bn) if args.model else None
         if args.compile and self.student:
             self.student.compile()
         if self.teacher:
@@ -319,6 +321,7 @@ class Run:
         result |= {"needs": a.NEEDS, **self.notes, "command": self.command}
         nets = nets or ({"student": self.student} if self.student else {})
         self.training.stop.restore()
+        processes.leave_others()
         return self.record.finish(nets, self.meta(*nets.values()), f"{self.record.title}: {', '.join(summary)}", result)
 
     def meta(self, *nets: nn.Module) -> dict:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .blackbox import BlackBox, OutOfBudget
 from .cli import RunError, Stopped, allocating, say
 from .options import Base
+from .processes import rank
 from .record import Record
 from .schedule import lr_at, optimizer_of
 from .utils import autocast, clock
@@ -155,7 +156,7 @@ class Training:
     def steps(self, batches: Iterable) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one epoch, with a progress bar on a terminal. A stop is heard here, and a dry run ends after two."""
         total, batches = min(len(batches), 2 if self.args.dry_run else len(batches)), iter(batches)
-        for _ in tqdm(range(total), f"epoch {self.epoch}", leave=False, disable=not sys.stderr.isatty()):
+        for _ in tqdm(range(total), f"epoch {self.epoch}", leave=False, disable=rank() > 0 or not sys.stderr.isatty()):
             if self.stop.requested and time.monotonic() - self.epoch_began > PATIENCE:
                 self.stop.leave()
             with autocast(self.device, self.args.amp):  # a batch may be made by nets

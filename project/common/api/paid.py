@@ -31,6 +31,8 @@ class Paid:
     name of the run in the ledger. pause: called while requests are waited for, to leave if the run is to stop.
     """
 
+    divisible = False
+
     def __init__(self, args: TeacherOptions, source: Remote | Local, ledger: Ledger | None, classes: int, run: str):
         self.args, self.source, self.ledger, self.classes, self.run = args, source, ledger, classes, run
         self.identity, self.local, self.pause = source.identity, isinstance(source, Local), None
