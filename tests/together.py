@@ -2,8 +2,6 @@
 on standard input: [name, {option: value}]. An error is a line of standard error, and the next script begins.
 """
 
-from common import cli
-
 import importlib
 import json
 import sys
@@ -11,7 +9,7 @@ import sys
 import torch
 from conftest import home_flags
 
-from common import processes
+from common import cli
 from common.options import flags
 
 torch.set_num_threads(1)

@@ -78,9 +78,9 @@ class Streamed:
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for _, (x, i) in zip(range(self.steps), chain.from_iterable(repeat(self.loader)), strict=False):
-            i = i.to(self.device, non_blocking=True)
-            yield self.first(x.to(self.device, non_blocking=True)), *(t[i] for t in self.tensors)
+        passes = chain.from_iterable(self.loader.on(self.device) for _ in repeat(None))
+        for _, (x, i) in zip(range(self.steps), passes, strict=False):
+            yield self.first(x), *(t[i] for t in self.tensors)
 
 
 def batches_of(

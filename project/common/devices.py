@@ -19,7 +19,7 @@ def device_of(args: Base) -> torch.device:
     """The device that --device names, UsageError where it is not there; sets cuDNN and determinism."""
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{name}" if re.fullmatch("[0-9]{1,2}", name) else name
-    name = f"cuda:{local_rank()}" if world_size() > 1 and name.startswith("cuda") else name
+    name = f"cuda:{local_rank() if args.local_rank < 0 else args.local_rank}" if world_size() > 1 and name.startswith("cuda") else name
     try:
         if not re.fullmatch("cpu|cuda(:[0-9]{1,2})?", name):
             raise RuntimeError(f"only cpu and cuda are supported; CUDA GPUs found: {torch.cuda.device_count()}")

@@ -21,7 +21,7 @@ def infer(f: Callable[[Tensor], Tensor], images: Images, view: Callable[[Tensor]
     """f(view(x)) over all images in order, joined; without gradient."""
     device = images.y.device
     if images.stream:
-        batches = (view(x.to(device, non_blocking=True)) for x, _ in images.stream.loader(500, shuffle=False, augment="none"))
+        batches = (view(x) for x, _ in images.stream.loader(500, shuffle=False, augment="none").on(device))
     else:
         batches = (view(x) for x in images.x.split(1000))
     with torch.no_grad(), autocast(device, amp):

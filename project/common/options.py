@@ -34,7 +34,7 @@ class RunOptions:
     BEGINS: ClassVar = ""  # the script whose net of the same model and seed the student begins with
     LR_START: ClassVar = 1e-4  # where the warm-up of the learning rate begins
     ALIASES: ClassVar = {}  # {option: (other names, ...)} of a paper's code, for options that are inherited
-    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir"}
+    FREE: ClassVar = {"device", "workers", "data_dir", "checkpoints_dir", "logs_dir", "local_rank"}
     FREE |= {"overwrite", "extend", "dry_run", "debug"}  # may differ on resume
 
     model = teacher = private = pool = transfer = ""  # how a script without these options is seen
@@ -47,6 +47,7 @@ class RunOptions:
     compile: bool = opt(False, "compile the trained network with torch.compile")
     deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
     sync_bn: bool = opt(True, "under torchrun: batch-norm statistics of each process's part of a batch, instead of the whole batch")
+    local_rank: int = opt(-1, "GPU of this process, as given by torch.distributed.launch; torchrun needs no option", ge=-1, le=1024)
     workers: int = opt(-1, "number of processes that read a data set too large for memory; -1: one per core, at most 8", ge=-1, le=1024)
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")

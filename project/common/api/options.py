@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..arguments import opt
 from ..cli import UsageError
+from ..processes import world_size
 from ..utils import is_url
 
 SECRET = re.compile("key|token|secret|sig|pass|auth", re.IGNORECASE)
@@ -91,6 +92,8 @@ class ApiOptions:
         if not is_url(self.teacher):
             return
         check_url(self.teacher)
+        if world_size() > 1 and not self.ledger:
+            raise UsageError("torchrun and a teacher's URL need the ledger, in which all processes find the answers; leave --no_ledger out")
         if self.response == "inside":
             raise UsageError(f"--response inside: {self.teacher} is a server, which shows no features; use logits, soft, topk:K or hard")
         if self.chosen_protocol() == "list" and not (self.api_labels or self.api_scores):

@@ -8,11 +8,12 @@ from multiprocessing import Lock
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..cli import RunError, say
+from ..processes import gather, part, rank, world_size
 from .pictures import Unreadable, exact_grey, read_picture, unreadable
 
 BATCH_BYTES = 16e6  # pixels in one batch where the caller asks for all images in order, whatever the batch size
@@ -91,8 +92,30 @@ class Batch:
         return torch.as_tensor(self.x), torch.as_tensor(self.i)
 
 
+class Parts:
+    """The part of each batch of places that this process reads; one place at least, since a loader takes no empty batch."""
+
+    def __init__(self, batches: BatchSampler):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for places in self.batches:
+            yield places[part(len(places))] or places[:1]
+
+
+def seed_apart(worker: int) -> None:
+    """Gives the workers of each process random numbers of their own; those of the first process are as without others."""
+    torch.manual_seed(torch.initial_seed() + 2**32 * rank())
+
+
 class Loader:
-    """Batches (uint8 (B, C, H, W), places (B,)) of files; RunError in one line for the files of a batch that cannot be read."""
+    """Batches (uint8 (B, C, H, W), places (B,)) of files, on the CPU; RunError in one line for the files of a batch that cannot be read.
+
+    Of several processes each has its part of a batch; `on` gives the whole.
+    """
 
     def __init__(self, files: Files, stream: Stream, batch_size: int, shuffle: bool):
         self.files, self.stream = files, stream
@@ -103,10 +126,28 @@ class Loader:
             "pin_memory": torch.cuda.is_available(),
             "drop_last": shuffle and len(files) > batch_size,
         }
+        self.batch_size = batch_size
+        if world_size() > 1:
+            sampler = RandomSampler(files) if shuffle else SequentialSampler(files)
+            parts = Parts(BatchSampler(sampler, batch_size, self.options["drop_last"]))
+            self.options = {k: self.options[k] for k in ("collate_fn", "pin_memory")} | {
+                "batch_sampler": parts,
+                "worker_init_fn": seed_apart,
+            }
         self.batches = DataLoader(files, num_workers=stream.workers, **self.options)
 
     def __len__(self):
         return len(self.batches)
+
+    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole batches, on the device."""
+        for k, (x, i) in enumerate(self):
+            x, i = (t.to(device, non_blocking=True) for t in (x, i))
+            if world_size() > 1:
+                n = min(self.batch_size, len(self.files) - k * self.batch_size)
+                rows = part(n)
+                x, i = (gather(t[: rows.stop - rows.start], n) for t in (x, i))
+            yield x, i
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self.started()

@@ -11,8 +11,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cli import UsageError
 from ..losses import warm_up
 from ..options import Base
+from ..processes import world_size
 from ..run import Run
 from ..utils import exact
 from .stages import Stages
@@ -145,6 +147,8 @@ class Hints:
     """The feature loss `name` (a key of HINTS) for a run's student and teacher; `net`: the layers that it trains with the student."""
 
     def __init__(self, run: Run, name: str) -> None:
+        if world_size() > 1:
+            raise UsageError(f"--base {name} compares feature maps, which are not joined over processes; run it without torchrun")
         self.run, shape = run, run.data.shape
         before_relu = getattr(HINTS[name], "BEFORE_RELU", False)
         self.stages = [Stages(run.student, shape, run.device), Stages(run.teacher.net, shape, run.device, before_relu)]
