@@ -19,6 +19,7 @@ from common.export.folder import check_folder, new_folder
 from common.export.graphs import check_packages
 from common.export.options import ExportOptions
 from common.export.writing import Export
+from common.exported import FOLDER
 from common.options import parse
 
 
@@ -35,7 +36,7 @@ def main(argv=None):
     args = parse(Args, argv, "project/export.py")
     if "onnx" in args.formats():
         check_packages()
-    out = Path(args.out or Path(args.run) / "export")
+    out = Path(args.out or Path(args.run) / FOLDER)
     check_folder(out, args.overwrite)  # before the data set is read
     run = open_finished(args)
     with new_folder(out, args.overwrite) as folder:

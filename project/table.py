@@ -27,12 +27,11 @@ import argparse
 import importlib
 import itertools
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common import report, results
+from common import charts, report, results
 from common.arguments import Parser
 from common.csv_files import split_pair
 from common.datasets import spec_of
@@ -212,19 +211,15 @@ def texts(table: dict, plan: Plan, against: str) -> tuple[str, str]:
     """Returns the table as Markdown and as LaTeX."""
     text, tex = [f"# {table['title']}", ""], []
     for pair in table["pairs"]:
-        caption = f"{pair} on {table['dataset']}" + (f", private images of {table['private']}" if table.get("private") else "")
-        if table.get("budgets"):
-            rows, notes = report.budget_rows(table, plan.cells, pair), ["Accuracy of the last epoch in percent, by query budget."]
-        else:
-            rows, differences = report.rows_of(table, plan.cells, pair, against)
-            notes = [*report.copied(plan.cells, pair), report.warning(differences)]
-        text += [f"{caption}, seeds {', '.join(map(str, table['seeds']))}", "", report.markdown(rows), "", *filter(None, notes), ""]
+        caption = report.caption(table, pair)
+        rows, notes = report.rows_and_notes(table, plan.cells, pair, against)
+        text += [f"{caption}, seeds {', '.join(map(str, table['seeds']))}", "", report.markdown(rows), "", *notes, ""]
         tex += [report.latex(rows, caption), ""]
     text += [
-        "Accuracies in percent, mean ± standard deviation over seeds. Queries and images sent include those of the generator's training.",
+        report.EXPLAINED,
         "Settings:",
         "",
-        *report.settings_of_rows(plan.cells),
+        *(f"- {name}: {said}" for name, said in report.options_of_rows(plan.cells).items()),
         "",
     ]
     return "\n".join(text), "\n".join(tex)
@@ -234,7 +229,7 @@ def write_files(out: Path, table: dict, plan: Plan, text: str, tex: str) -> None
     """Writes the table as out.md, .tex, .csv and .png. RunError where that fails."""
     for kind, content in {"md": text, "tex": tex, "csv": report.measured(plan.cells)}.items():
         save_text(out.with_name(f"{out.name}.{kind}"), content)
-    report.picture(table, plan.cells, out.with_name(f"{out.name}.png"))
+    charts.picture(table, plan.cells, out.with_name(f"{out.name}.png"))
     say(f"written: {out}.md, .tex, .csv, .png")
 
 
@@ -257,7 +252,7 @@ def main(argv=None):
         task.load_result()
     if args.dry_run:
         for task in (t for t in plan.tasks if t.state == "missing"):
-            say(shlex.join(["python", "-u", f"project/{task.script}.py", *task.command()[3:]]))
+            say(task.shown_command())
         return
     try:
         finish_table(args, table, plan, against, Path(args.logs_dir) / "tables" / path.stem)

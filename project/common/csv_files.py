@@ -11,6 +11,7 @@ from typing import Any
 
 from .blackbox import KINDS, RESPONSES
 from .cli import UsageError
+from .exported import SHOWN
 from .models import canonical
 from .utils import check_regular
 from .values import short
@@ -121,6 +122,8 @@ MEASURED = {
     **dict.fromkeys(KINDS, numbers()),
     "bytes": numbers(empty=False),
     **dict.fromkeys((*FEWSHOT, *COPYING), numbers()),
+    **dict.fromkeys(SHOWN[:-1], numbers()),
+    SHOWN[-1]: PERCENT,
     "seconds": numbers(empty=False),
     "peak_mb": numbers(),
     "device": WORDS,

@@ -1,4 +1,4 @@
-"""What a table's runs come to: rows for a terminal, LaTeX and CSV, pictures; differences with their chance.
+"""What a table's runs come to: rows for a terminal, LaTeX and CSV; differences with their chance.
 
 `cells` is {(pair, row's name, seed): Task}; a Task has args (its options), state, why and result (of result.json, or None).
 """
@@ -9,25 +9,20 @@ import math
 import re
 import shlex
 import statistics
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .blackbox import KINDS
 from .csv_files import MEASURED, published, split_pair
 from .datasets import spec_of
-from .pictures import pyplot, save_figure
+from .exported import SHOWN
 from .significance import holm, paired, seeds_needed
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Cells = dict[tuple[str, str, int], Any]  # {(pair, row's name, seed): Task}
 Row = dict[str, str]  # {column: text}
 Differences = dict[str, tuple[float, tuple[float, float], float, int]]  # {row's name: (mean, interval, p, seeds)}
+EXPORT = ("size, kB", "int8 size, kB", "latency, ms", "int8, ms", "int8 accuracy")
 LEVEL = 0.05  # of the tests that make a row bold
-MARKS = "os^Dv<>PhX*"  # eleven, where colours are ten: their pairs repeat late
 
 
 # ---- cells
@@ -97,7 +92,7 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
         results = [t.result for t in mine if t.result]
         got = {
             key: [r[key] for r in results if r.get(key) is not None]
-            for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds")
+            for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds", *SHOWN)
         }
         row = {"method": name, "needs": needs_of(next(iter(mine)))}
         row |= {"accuracy": spread(got["accuracy"])}
@@ -112,7 +107,7 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
         row |= {"KL to teacher": spread(got["teacher_kl"], 3), "ECE, %": spread(got["ece"], 1)}
         if any(got["queries"]):
             row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
-        row["minutes"] = mean([v / 60 for v in got["seconds"]])
+        row |= export_columns(got) | {"minutes": mean([v / 60 for v in got["seconds"]])}
         method = papers.get(name, name)
         value = paper.get((dataset, teacher, student, method), paper.get((dataset, teacher, "", method)))  # some sources name no student
         if value is not None:
@@ -125,6 +120,13 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
             row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({(failed and 'failed: ' + failed) or 'not run'})"
         rows.append(row)
     return rows, differences
+
+
+def export_columns(got: dict[str, list[float]]) -> Row:
+    """The columns of what the runs' exports say. got: {key: values over seeds}."""
+    sizes = [mean([v / 1e3 for v in got[key]], 1) for key in ("export_bytes", "int8_bytes")]
+    times = [mean(got[key], 3) for key in ("latency_ms", "int8_latency_ms")]
+    return dict(zip(EXPORT, (*sizes, *times, spread(got["int8_accuracy"])), strict=True))
 
 
 def needs_of(task: object) -> str:
@@ -142,6 +144,12 @@ def copied(cells: Cells, pair: str) -> list[str]:
             text = f"{name}: a synthetic image is {near:.2f} from the nearest private one, a private one {own:.2f} from the nearest other"
             lines.append(f"- {text} (medians); {closer:.1%} are nearer than all but 1 % of the private ones (copying.png in its logs).")
     return lines
+
+
+def unshown(cells: Cells, pair: str) -> list[str]:
+    """A line for each run whose export the table does not show: why."""
+    there = {(name, seed): getattr(t, "unshown", "") for (p, name, seed), t in cells.items() if p == pair}
+    return [f"- {name}, seed {seed}: its export is not shown: {why}" for (name, seed), why in there.items() if why]
 
 
 # ---- budgets
@@ -172,15 +180,27 @@ def budget_rows(table: dict, cells: Cells, pair: str) -> list[Row]:
 
 # ---- texts
 
+EXPLAINED = "Accuracies in percent, mean ± standard deviation over seeds. Queries and images sent include the training of generators."
+
+
+def caption(table: dict, pair: str) -> str:
+    """`ResNet32 -> ResNet8 on MNIST, private images of USPS`."""
+    return f"{pair} on {table['dataset']}" + (f", private images of {table['private']}" if table.get("private") else "")
+
+
+def rows_and_notes(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Row], list[str]]:
+    """(a list of {column: text} for one pair, lines to stand below them)."""
+    if table.get("budgets"):
+        return budget_rows(table, cells, pair), ["Accuracy of the last epoch in percent, by query budget."]
+    rows, differences = rows_of(table, cells, pair, against)
+    return rows, [*copied(cells, pair), *unshown(cells, pair), *filter(None, [warning(differences)])]
+
 
 def columns_of(rows: list[Row]) -> list[str]:
     """The columns in which any row has a value, in the order of a table."""
     order = dict.fromkeys(c for row in rows for c in row)
-    tail = [
-        c
-        for c in ("best", "agreement", "KL to teacher", "ECE, %", "queries", "images sent", "MB sent", "minutes", "paper", "difference")
-        if c in order
-    ]
+    tail = ["best", "agreement", "KL to teacher", "ECE, %", "queries", "images sent", "MB sent", *EXPORT, "minutes", "paper", "difference"]
+    tail = [c for c in tail if c in order]
     ordered = [c for c in order if c not in tail] + tail
     return [c for c in ordered if any(r.get(c, "-") != "-" for r in rows)]
 
@@ -213,12 +233,12 @@ def latex(rows: list[Row], caption: str) -> str:
     return "\n".join([f"% {caption}", f"\\begin{{tabular}}{{{spec}}}", *lines, "\\end{tabular}"])
 
 
-def settings_of_rows(cells: Cells) -> list[str]:
-    """One line a row of the table, with the options that its runs were given."""
+def options_of_rows(cells: Cells) -> dict[str, str]:
+    """{row's name: the options that its runs were given, in words}."""
     hidden = {"dataset", "teacher", "model", "seed", "query_budget", "data_dir", "checkpoints_dir", "logs_dir"}
     given = {n.partition(" @")[0]: {k: v for k, v in t.options.items() if k not in hidden} for (_, n, _), t in cells.items()}
     words = {name: ", ".join(f"{k} {v}" for k, v in options.items()) for name, options in given.items()}
-    return [f"- {name}: {said or 'the defaults of its script'}" for name, said in words.items()]
+    return {name: said or "the defaults of its script" for name, said in words.items()}
 
 
 def measured(cells: Cells) -> str:
@@ -235,59 +255,3 @@ def measured(cells: Cells) -> str:
             row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
             writer.writerow({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
     return out.getvalue()
-
-
-# ---- pictures
-
-
-def picture(table: dict, cells: Cells, path: Path) -> None:
-    """Accuracy against queries, a panel a pair: points with their seeds' range, or a line a method with a band where there are budgets."""
-    plt = pyplot()
-    from matplotlib.ticker import LogFormatter  # slow to import
-
-    plt.rcParams["text.parse_math"] = False  # names of rows may hold $
-
-    fig, axes = plt.subplots(1, len(table["pairs"]), figsize=(6.4 * len(table["pairs"]), 5.4), squeeze=False, layout="constrained")
-    for ax, pair in zip(axes[0], table["pairs"], strict=True):
-        (draw_curves if table.get("budgets") else draw_points)(ax, table, cells, pair)
-        ax.set(title=pair, ylabel="test accuracy of the last epoch, %")
-        ax.margins(x=0.15)
-        ax.grid(alpha=0.3)
-        if ax.get_xscale() == "log":  # whose usual labels are mathematics
-            ax.xaxis.set_major_formatter("{x:,.0f}")
-            ax.xaxis.set_minor_formatter(LogFormatter())
-        if ax.has_data():
-            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    fig.suptitle(textwrap.fill(table["title"], 80 * len(table["pairs"])), fontsize=10)
-    save_figure(fig, path, dpi=150)
-
-
-def draw_points(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
-    """A point for each row at its queries, with the range over seeds; a line for a row that asks nothing."""
-    ax.set_xlabel("queries (with the generator's; points stand a little aside of each other)")
-    for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
-        results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and t.result.get("accuracy") is not None]
-        if not results:
-            continue
-        y, x = [r["accuracy"] for r in results], [r.get("queries") or 0 for r in results]
-        middle, style = statistics.mean(y), {"color": f"C{i % 10}", "label": name}
-        if any(x):
-            bar = [[middle - min(y)], [max(y) - middle]]
-            aside = statistics.mean(x) * 1.04 ** (i % 7 - 3)  # rows with as many queries would hide each other
-            ax.errorbar(aside, middle, bar, fmt=MARKS[i % 11], capsize=4, alpha=0.8, **style)
-            ax.set_xscale("log")
-        else:
-            ax.axhline(middle, ls=("--", ":", "-.")[i % 3], lw=1.2, **style | {"label": f"{name}: no queries"})
-
-
-def draw_curves(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
-    """A line for each row over the query budgets, with a band over seeds."""
-    ax.set(xlabel="answers (queries allowed, with the generator's)", xscale="log")
-    for i, (name, curve) in enumerate(curves(table, cells, pair).items()):
-        style = {"color": f"C{i % 10}"}
-        points = {b: v for b, v in sorted(curve.items()) if v and b}
-        if points:
-            ax.plot(list(points), [statistics.mean(v) for v in points.values()], marker=MARKS[i % 11], label=name, **style)
-            ax.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()], alpha=0.15, **style)
-        elif curve.get(0):
-            ax.axhline(statistics.mean(curve[0]), ls="--", lw=1.2, label=f"{name}: no queries", **style)

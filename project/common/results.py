@@ -22,6 +22,11 @@ COLUMNS = {  # a marker's words -> the columns of report.rows_of
     "ece": "ECE, %",
     "sent": "images sent",
     "megabytes": "MB sent",
+    "size": "size, kB",
+    "int8_size": "int8 size, kB",
+    "latency": "latency, ms",
+    "int8_latency": "int8, ms",
+    "int8_accuracy": "int8 accuracy",
     "1shot": "accuracy",
     "5shot": "5-shot",
 }

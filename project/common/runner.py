@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from .cli import PARENT, RunError, UsageError
 from .csv_files import COPYING, ROOT
 from .earlier import finished_result, is_locked
+from .exported import read_exported
 from .forms import RESULT_NUMBERS
 from .options import RunOptions, differences, flags
 from .tables import of, record, tuple_of
@@ -40,7 +42,8 @@ class Task:
 
     options: the command line as a dictionary. args: all options. folder: checkpoints and result. log: the file of its output, `begins`
     bytes of which are of earlier attempts. needs: runs that must finish first. state: missing, waiting (for another process that runs
-    it), running, done or failed. why: the reason of a failure. result: content of result.json. server: its teacher's, which must run.
+    it), running, done or failed. why: the reason of a failure. result: content of result.json, with the numbers of its export, or the
+    reason in `unshown` why these are not shown. server: its teacher's, which must run.
     """
 
     script: str
@@ -52,12 +55,17 @@ class Task:
     state: str = "missing"
     why: str = ""
     result: dict | None = None
+    unshown: str = ""
     begins: int = 0
     server: "Server | None" = None
 
     def command(self) -> list[str]:
         """Returns the command line that starts the run."""
         return [sys.executable, "-u", str(ROOT / "project" / f"{self.script}.py"), *flags(**self.options)]
+
+    def shown_command(self) -> str:
+        """Returns the same command line as a user types it."""
+        return shlex.join(["python", "-u", f"project/{self.script}.py", *self.command()[3:]])
 
     def fail(self, why: object) -> None:
         """Marks the run as failed, for a reason of one line."""
@@ -73,7 +81,8 @@ class Task:
         if result and (different := differences(self.args, result["options"])):
             self.fail(f"{self.folder} holds a run with {', '.join(different)}; run the script with --overwrite, or move the folder away")
         elif result:
-            self.result, self.state = result, "done"
+            numbers, self.unshown = read_exported(self.folder, result)
+            self.result, self.state = result | numbers, "done"
 
     def __str__(self) -> str:
         return f"{self.script} {self.folder.parent.name} seed {self.args.seed}"

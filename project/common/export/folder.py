@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..cli import RunError, UsageError
-
-REPORT = "export.json"
+from ..exported import REPORT
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
