@@ -2,6 +2,7 @@
 
     python project/table.py digits --jobs 2      runs what is missing, prints, writes logs/tables/digits.md, .tex, .png and .csv
     python project/table.py digits --show        prints the finished runs
+    python project/table.py digits --show --html writes also logs/tables/digits.html, one page with plots, curves, pictures and commands
     python project/table.py digits --dry_run     prints the commands that are missing
     python project/table.py --docs               writes the result tables of README.md and docs/ from tables/measured/
 
@@ -36,6 +37,7 @@ from common.arguments import Parser
 from common.csv_files import split_pair
 from common.datasets import spec_of
 from common.options import RunOptions, TeacherOptions, dataset_tag, differences, flags, parse, run_name_of, settings
+from common.page.writing import write_page
 from common.report import labelled
 from common.runner import Runner, Server, Task
 from common.tables import read_table, table_names, table_path
@@ -189,6 +191,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole, help="number of seeds (0 to N - 1), instead of the seeds in the table's file")
     parser.add_argument("--against", help="name of the row that the others are compared with (default: the one in the table's file, or KD)")
     parser.add_argument("--show", action="store_true", help="print the table of the finished runs, and run nothing")
+    parser.add_argument("--html", action="store_true", help="write the table also as one HTML page, with plots, curves and commands")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands that are missing, and run nothing")
     parser.add_argument("--docs", action="store_true", help="write the result tables in README.md and docs/ from tables/measured/")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
@@ -270,6 +273,8 @@ def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str
     problems = [f"{len(failed)} of {len(plan.tasks)} runs failed, first {failed[0]}: {failed[0].why}"] if failed else []
     try:
         write_files(out, table, plan, text, tex)
+        if args.html:
+            say(f"written: {write_page(out.with_name(f'{out.name}.html'), table, plan.cells, against)}")
     except RunError as e:
         problems.append(f"not all files of the table are written: {e}")
     if problems:

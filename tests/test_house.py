@@ -6,7 +6,7 @@ import pytest
 from conftest import FEWSHOT, ROOT, SCRIPTS, TOOLS
 
 COMMON = ROOT / "project" / "common"
-SYSTEMS = {"db3kd", "aeahl", "gda", "fewshot", "imitation", "serving", "export"}  # the rooms of common that belong to some scripts each
+SYSTEMS = {"db3kd", "aeahl", "gda", "fewshot", "imitation", "serving", "export", "page"}  # rooms that belong to some scripts each
 
 
 def dotted(path):

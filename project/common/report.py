@@ -205,11 +205,15 @@ def columns_of(rows: list[Row]) -> list[str]:
     return [c for c in ordered if any(r.get(c, "-") != "-" for r in rows)]
 
 
+def head_of(column: str) -> str:
+    """The words above a column."""
+    return "accuracy (last), %" if column == "accuracy" else column
+
+
 def markdown(rows: list[Row]) -> str:
     """A Markdown table with its columns aligned, so that it reads in a terminal too."""
     columns = columns_of(rows)
-    heads = ["accuracy (last), %" if c == "accuracy" else c for c in columns]
-    text = [heads] + [[r.get(c, "-").replace("|", "/") for c in columns] for r in rows]
+    text = [[head_of(c) for c in columns]] + [[r.get(c, "-").replace("|", "/") for c in columns] for r in rows]
     widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
