@@ -17,7 +17,7 @@ from . import plots, training
 from .images import Gallery
 
 HERE = Path(__file__).parent
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 
 
 def write_page(path: Path, table: dict, cells: Cells, against: str) -> str:
