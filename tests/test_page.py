@@ -285,7 +285,7 @@ def test_a_point_is_the_mean_over_seeds_and_a_line_has_no_queries():
     assert (a.name, a.x, a.y, a.low, a.high) == ("a", 100, 85.0, 80.0, 90.0) and (b.x, b.y) == (10_000, 90.0)
     (line,) = plot.lines
     assert line.name == "c" and line.level == 70.0 and line.py > a.bottom > a.py > a.top == b.py
-    assert plot.text == "a: 85.00 % at 100 queries; b: 90.00 % at 1e+04 queries; c: 70.00 %, no queries"
+    assert plot.text == "a: 85.00 % at 100 queries; b: 90.00 % at 10,000 queries; c: 70.00 %, no queries"
     assert {label.text for label in plot.labels} == {"a", "b", "c: no queries"}
     ticks = {text: x for x, text in plot.xticks}
     assert ticks["100"] == a.px and ticks["10,000"] == b.px and math.isclose(ticks["1,000"], (a.px + b.px) / 2, abs_tol=0.1)

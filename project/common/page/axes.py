@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.ticker import LogLocator, MaxNLocator
-
 RATIO = 8  # values that differ by more than this factor get a logarithmic axis
 
 
@@ -26,6 +24,8 @@ class Axis:
 
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
         """(pixel, text) of each tick."""
+        from matplotlib.ticker import LogLocator, MaxNLocator  # slow to import
+
         subs = (1, 2, 5) if self.log and self.high / self.low < 300 else (1,)
         locator = LogLocator(subs=subs, numticks=20) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
         values = [v for v in locator.tick_values(self.low, self.high) if self.low <= v <= self.high]

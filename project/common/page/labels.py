@@ -54,16 +54,20 @@ def along(y: float, width: float, frame: Box) -> Iterator[tuple[float, Box, Box]
 
 
 def free_place(places: Iterable[tuple[float, Box, Box]], solid: list[Box], thin: list[Box], frame: Box) -> Box:
-    """The nearest box in the frame that covers none of `solid`, and with its line few of `thin`; the first one where all cover some."""
-    first, best, lowest = None, None, float("inf")
-    for distance, box, line in places:
-        first = first or box
+    """The nearest box in the frame that covers none of `solid` and few of `thin`, and whose line crosses few of `solid`.
+
+    It is the nearest of all where each covers some of `solid`.
+    """
+    nearest, best, lowest = sorted(places, key=lambda place: place[0]), None, float("inf")
+    for distance, box, line in nearest:
+        if distance >= lowest:
+            break
         inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
-        if distance >= lowest or not inside or any(overlap(box, other) for other in solid):
-            continue
-        if (cost := distance + CROSSING * sum(overlap(box, other) or overlap(line, other) for other in thin)) < lowest:
-            best, lowest = box, cost
-    return best or first
+        if inside and not any(overlap(box, other) for other in solid):
+            crossings = sum(overlap(box, other) for other in thin) + sum(overlap(line, other) for other in solid)
+            if (cost := distance + CROSSING * crossings) < lowest:
+                best, lowest = box, cost
+    return best or nearest[0][1]
 
 
 def label_in(box: Box, text: str, colour: int, point: tuple[float, float] | None = None) -> Label:

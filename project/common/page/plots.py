@@ -48,6 +48,12 @@ class Point:
     def shape(self) -> str:
         return SHAPES[self.colour % len(SHAPES)]
 
+    @property
+    def text(self) -> str:
+        """`KD: 96.50 % at 259`, without the unit."""
+        x = f"{self.x:,.0f}" if self.x >= 1000 else f"{self.x:.4g}"
+        return f"{self.name}{', 8 bits' * self.hollow}: {self.y:.2f} % at {x}"
+
 
 @dataclass
 class Line:
@@ -63,11 +69,15 @@ class Line:
 
 @dataclass
 class Plot:
-    """One plot. text: what it shows, in words. note: stands below it. joined: the points of a row are one line with a band."""
+    """One plot. text: what it shows, in words. unit: of the x axis. note: stands below it.
+
+    none: what a row on a level line does not have. joined: the points of a row are one line with a band.
+    """
 
     title: str
     unit: str
     note: str = ""
+    none: str = ""
     points: list[Point] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
@@ -81,21 +91,17 @@ def plots_of(table: dict, cells: Cells, pair: str) -> list[Plot]:
     """The plots of one pair that have anything to show."""
     aside = "Points at nearly the same place stand side by side. Bars: range over seeds."
     exported = f"Only runs with an export. Filled: float32; hollow: the same network in 8 bits. {aside}"
-    found = []
     if table.get("budgets"):
-        found.append(budgets(table, cells, pair))
-    else:
-        found.append(scatter(cells, pair, Plot("Accuracy against queries", "queries, with those of the generator", aside), queries))
-    found += [
-        scatter(cells, pair, Plot("Accuracy against cost", f"{unit}, answers of the teacher's API", aside), money(unit))
-        for unit in currencies(cells, pair)
-    ]
-    size, time = (
-        Plot("Accuracy against model size", "kB", exported),
-        Plot("Accuracy against latency", "ms, one image, one thread", exported),
-    )
-    found.append(scatter(cells, pair, size, kilobytes, "int8_bytes", 1e-3))
-    found.append(scatter(cells, pair, time, lambda r: r.get("latency_ms"), "int8_latency_ms"))
+        plot = budgets(table, cells, pair)
+        return [plot] if plot.points else []
+    asked = Plot("Accuracy against queries", "queries, with those of the generator", aside, "no queries")
+    found = [scatter(cells, pair, asked, queries)]
+    for unit in currencies(cells, pair):
+        paid = Plot("Accuracy against cost", f"{unit}, answers of the teacher's API", aside, "no cost")
+        found.append(scatter(cells, pair, paid, money(unit)))
+    size, time = ("Accuracy against model size", "kB"), ("Accuracy against latency", "ms, one image, one thread")
+    found.append(scatter(cells, pair, Plot(*size, exported), kilobytes, "int8_bytes", 1e-3))
+    found.append(scatter(cells, pair, Plot(*time, exported), lambda r: r.get("latency_ms"), "int8_latency_ms"))
     return [plot for plot in found if plot.points]
 
 
@@ -154,7 +160,13 @@ def scatter(cells: Cells, pair: str, plot: Plot, x_of: Callable[[dict], float | 
 
 def budgets(table: dict, cells: Cells, pair: str) -> Plot:
     """Accuracy against query budgets: a line for each row, with a band over seeds."""
-    plot = Plot("Accuracy against query budget", "queries allowed, with those of the generator", "Bands: range over seeds.", joined=True)
+    plot = Plot(
+        "Accuracy against query budget",
+        "queries allowed, with those of the generator",
+        "Bands: range over seeds.",
+        "no queries",
+        joined=True,
+    )
     for i, (name, curve) in enumerate(curves(table, cells, pair).items()):
         there = {b: v for b, v in sorted(curve.items()) if v and b}
         plot.points += [Point(name, i, b, statistics.mean(v), min(v), max(v)) for b, v in there.items()]
@@ -206,7 +218,7 @@ def labels_of(plot: Plot, levels: list[Line]) -> Iterator[Label]:
     thin = [(p.px - 1, p.top, p.px + 1, p.bottom) for p in plot.points]
     thin += [(LEFT, line.py - 1, RIGHT, line.py + 1) for line in levels]
     for line in levels:
-        text = f"{shortened(line.name)}: {none_of(plot)}"
+        text = f"{shortened(line.name)}: {plot.none}"
         solid.append(box := free_place(along(line.py, width_of(text), FRAME), solid, thin, FRAME))
         yield label_in(box, text, line.colour)
     named = {p.name: p for p in plot.points}.values() if plot.joined else [p for p in plot.points if not p.hollow]
@@ -221,13 +233,7 @@ def around(p: Point, room: float) -> Box:
     return p.px - room, p.py - room, p.px + room, p.py + room
 
 
-def none_of(plot: Plot) -> str:
-    """What a row on a level line does not have."""
-    return "no queries" if "quer" in plot.unit else "no cost"
-
-
 def in_words(plot: Plot, levels: list[Line]) -> str:
     """All that a plot shows, as text."""
     unit = plot.unit.partition(",")[0]
-    parts = [f"{p.name}{', 8 bits' * p.hollow}: {p.y:.2f} % at {p.x:,.4g} {unit}" for p in plot.points]
-    return "; ".join(parts + [f"{line.name}: {line.level:.2f} %, {none_of(plot)}" for line in levels])
+    return "; ".join([f"{p.text} {unit}" for p in plot.points] + [f"{line.name}: {line.level:.2f} %, {plot.none}" for line in levels])

@@ -39,7 +39,7 @@ def page(table: dict, cells: Cells, against: str) -> str:
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     gallery = Gallery()
     content = {
-        "table": {"private": "", "budgets": [], "paper": ""} | table,
+        "table": {"private": "", "paper": ""} | table,
         "explained": EXPLAINED,
         "level": f"{100 * LEVEL:g} %",
         "against": against,
