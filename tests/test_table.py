@@ -21,7 +21,7 @@ import table
 from conftest import ROOT
 from filelock import FileLock
 
-from common import csv_files, report, results, runner
+from common import charts, csv_files, report, results, runner
 from common.options import flags
 from common.utils import read_json, save_json
 
@@ -342,7 +342,7 @@ def test_the_pictures_axis_has_numbers(tiny, monkeypatch):
         labels.extend(t.get_text() for which in ("major", "minor") for t in fig.axes[0].xaxis.get_ticklabels(which=which))
         pictures.save_figure(fig, path, dpi)
 
-    monkeypatch.setattr(report, "save_figure", look)
+    monkeypatch.setattr(charts, "save_figure", look)
     filled(tiny, CE=[90, 91], KD=[92, 93])
     table.main([*tiny(), "--show"])
     assert "1,000" in labels and not any("math" in label or "$" in label for label in labels)
