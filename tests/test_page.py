@@ -358,6 +358,17 @@ def test_curves_are_those_of_the_logs(home):
     assert "All axes of accuracy go from 70 to 100 %" in "".join(page.texts["p"])
 
 
+def test_a_seed_has_one_line_style(home):
+    (home / "l" / FOLDERS["KD"] / "seed0/log.jsonl").unlink()
+    text = shown(home)["html"]
+    panels = {
+        label: re.findall(r'class="line s(\d)"', svg)
+        for label, svg in re.findall(r'aria-label="(\w+, kl): (.*?)</svg>\s*</svg>', text, re.DOTALL)
+    }
+    assert panels["CE, kl"] == ["0", "1"] and panels["KD, kl"] == ["1"]
+    assert re.findall(r'class="line s(\d)" d="M0,4h34"/></svg> seed (\d)', text) == [("0", "0"), ("1", "1")]
+
+
 def test_thinned_lines_keep_their_ends_and_extremes():
     line = [(e, math.sin(e) + (50 if e == 77 else 0)) for e in range(1, 1001)]
     kept = training.thinned(line, 100)

@@ -23,7 +23,7 @@ Series = dict[int, list[tuple[float, float]]]  # {seed: [(epoch, value)]}
 
 @dataclass
 class Panel:
-    """A small plot. lines: (number of the seed, path) each. text: what it shows, in words."""
+    """A small plot. lines: (seed, path) each. text: what it shows, in words."""
 
     title: str
     lines: list[tuple[int, str]]
@@ -96,7 +96,7 @@ def panel(name: str, series: Series, floor: float) -> Panel:
     else:
         y = axis_of([v for line in series.values() for _, v in line], BOTTOM, TOP, 0.05, False)
     most = max(24, VALUES // len(series))
-    lines = [(i, path_of(thinned(line, most), x, y)) for i, line in enumerate(series.values())]
+    lines = [(seed, path_of(thinned(line, most), x, y)) for seed, line in series.items()]
     words = [
         f"seed {seed}: {line[0][1]:.4g} in epoch {line[0][0]}, {line[-1][1]:.4g} in epoch {line[-1][0]}" for seed, line in series.items()
     ]

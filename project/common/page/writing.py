@@ -17,6 +17,7 @@ from . import plots, training
 from .images import Gallery
 
 HERE = Path(__file__).parent
+STYLES = 6  # of the lines of seeds, in page.css
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 
 
@@ -52,6 +53,7 @@ def page(table: dict, cells: Cells, against: str) -> str:
         "machines": machines(cells),
         "runs": runs(cells),
         "settings": options_of_rows(cells),
+        "styles": {seed: i % STYLES for i, seed in enumerate(sorted({seed for _, _, seed in cells}))},
     }
     return env.get_template("page.html").render(content) + "\n"
 
