@@ -30,7 +30,7 @@ def environments(n):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     paths = os.pathsep.join(str(ROOT / name) for name in ("project", "tests"))
-    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return [os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(n)]
 
 
@@ -110,7 +110,7 @@ def test_without_synchronised_batch_norm_the_result_is_another(trained, tmp_path
     home = copy_of(trained, tmp_path)
     run_together(home, [("KD", options_of("KD")), ("KD", options_of("KD") | {"sync_bn": False, "tag": "own"})])
     a, b = (weights(home, "KD", tag)["student.pt"] for tag in ("two", "own"))
-    assert 1e-3 < max((a[k] - b[k]).abs().max() for k in a if k.endswith("running_var")) < 10
+    assert 1e-4 < max((a[k] - b[k]).abs().max() for k in a if k.endswith("running_var")) < 0.1
 
 
 def test_three_processes_and_batches_that_do_not_divide(trained, tmp_path):
@@ -143,7 +143,8 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim, trai
         time.sleep(0.02)
     both[victim].send_signal(signal.SIGKILL)
     _, error = both[1 - victim].communicate(timeout=60)
-    assert re.fullmatch(r"together\.py: KD: another process of this run has ended \(.*\); the same command goes on .*\n", error)
+    told = error.splitlines()
+    assert len(told) == 1 and re.fullmatch(r"together\.py: KD: another process of this run has ended \(.*\); the same command .*", told[0])
     assert 0 < len(log.read_text().splitlines()) < 60
     (said, error), _ = run_together(cut, [job])
     assert "goes on after epoch" in said and error == ""
@@ -155,7 +156,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim, trai
 def test_torchrun_runs_a_script_and_the_same_command_finds_it_finished(trained, tmp_path):
     home = copy_of(trained, tmp_path)
     options = home_flags(home) | {"teacher": "ResNet8", "epochs": 1, "lamda": 0.2}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(ROOT / "project" / "KD.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "project" / "KD.py")]
     for _ in range(2):
         done = subprocess.run([*command, *flags(**options), "--local-rank=0"], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr

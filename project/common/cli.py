@@ -36,6 +36,9 @@ class Finished(Exception):
         super().__init__(f"finished before: {result['line']}\n(--overwrite runs it again)")
         self.result = result
 
+    def __reduce__(self) -> tuple:  # as it goes from one process to another
+        return Finished, (self.result,)
+
 
 class Stopped(Exception):
     """SIGTERM or Ctrl-C: what was done is saved; exit status 128 + the signal's number."""
