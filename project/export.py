@@ -13,7 +13,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.export.card import size_text
+from common.export.card import INT8, size_text
 from common.export.finished import open_finished
 from common.export.folder import check_folder, new_folder
 from common.export.graphs import check_packages
@@ -34,16 +34,17 @@ def stop(number, frame):
 
 def main(argv=None):
     args = parse(Args, argv, "project/export.py")
-    if "onnx" in args.formats():
-        check_packages()
+    for to in args.formats():
+        check_packages(to)
     out = Path(args.out or Path(args.run) / FOLDER)
     check_folder(out, args.overwrite)  # before the data set is read
     run = open_finished(args)
     with new_folder(out, args.overwrite) as folder:
         report = Export(args, run, folder).write()
     files = ", ".join(f"{name} {size_text(f['bytes'])}" for name, f in report["files"].items())
-    accuracy = f"{report['float']['accuracy']:.2f} %" + (f", int8 {report['int8']['accuracy']:.2f} %" if "int8" in report else "")
-    say(f"export {report['model']} on {report['dataset']}: {files}, accuracy {accuracy} -> {out}")
+    accuracies = {"": report["float"]} | {f", int8 {name}": report[key] for key, name in INT8.items() if key in report}
+    accuracy = "".join(f"{name} {q['accuracy']:.2f} %" for name, q in accuracies.items())
+    say(f"export {report['model']} on {report['dataset']}: {files}, accuracy{accuracy} -> {out}")
     return report
 
 

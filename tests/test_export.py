@@ -2,7 +2,9 @@
 
 from common.cli import RunError, UsageError
 
+import copy
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -22,7 +24,7 @@ from conftest import ROOT, run
 from common import options
 from common.checkpoints import load_model
 from common.datasets import load
-from common.export import finished, folder, graphs, measured
+from common.export import finished, folder, graphs, measured, qat
 from common.export.card import card, first_line
 from common.export.options import ExportOptions
 from common.export.writing import Export
@@ -31,6 +33,7 @@ from common.serving.model import open_model
 from common.serving.options import ServingOptions
 from common.transfer import Transfer
 
+EXECUTORCH = importlib.util.find_spec("executorch") is not None
 KD = "checkpoints/KD/Digits/ResNet8_to_ResNet8/seed0"
 
 
@@ -64,7 +67,15 @@ def onnx_export(home, tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(measured, "cores", lambda: 1)
         torch.set_num_threads(1)
-        return out, exported(home, out, to="onnx,pt2", int8=True, preprocess="resize", seconds=0.01)
+        to = "onnx,pt2,executorch" if EXECUTORCH else "onnx,pt2"
+        return out, exported(home, out, to=to, int8=True, preprocess="resize", seconds=0.01)
+
+
+@pytest.fixture(scope="module")
+def executorch_export(onnx_export):
+    """The same where its files of ExecuTorch are there."""
+    pytest.importorskip("executorch")
+    return onnx_export
 
 
 def run_onnx(path, x):
@@ -72,6 +83,14 @@ def run_onnx(path, x):
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.contiguous().numpy()})[0])
+
+
+def run_executorch(path, x, method="forward"):
+    """The outputs of a program, one image at a time."""
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path).load_method(method)
+    return torch.cat([program.execute([image.contiguous()])[0] for image in x.split(1)])
 
 
 def images(*shape):
@@ -89,7 +108,8 @@ def test_the_files_give_pytorchs_logits(home, onnx_export):
     for n in (1, 7, 500):
         for found in (run_onnx(out / "student.onnx", x[:n]), program(x[:n])):
             assert (found - s[:n]).abs().max() < 1e-4
-    assert sorted(p.name for p in out.iterdir()) == ["README.md", "export.json", "student.int8.onnx", "student.onnx", "student.pt2"]
+    names = ["README.md", "export.json", "student.int8.onnx", "student.onnx", "student.pt2"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(names + ["student.pte", "student.int8.pte"] * EXECUTORCH)
     assert report["parity"]["images"] == 500 and report["parity"]["largest_difference"] < 1e-4
     assert json.loads((out / "export.json").read_text())["parity"] == report["parity"]
 
@@ -150,7 +170,7 @@ def test_the_files_say_what_they_are_and_name_no_path(onnx_export, home):
     assert json.loads(said["classes"]) == [str(k) for k in range(10)] and json.loads(said["mean"]) == [0.5]
     assert (said["dataset"], said["script"], said["teacher"], said["seed"], said["queries"]) == ("Digits", "KD", "ResNet8", "0", "259")
     for path in out.iterdir():
-        if path.suffix in (".onnx", ".pt2"):
+        if path.suffix in (".onnx", ".pt2", ".pte"):
             content = path.read_bytes()
             assert str(ROOT).encode() not in content and str(home).encode() not in content and b"site-packages" not in content
 
@@ -166,8 +186,8 @@ def test_the_card_is_a_model_card(onnx_export):
     assert first_line("KD").startswith("trains the student") and first_line("nothing") == ""
     for words in ("259 queries", "`student.int8.onnx`", "batch 128, 1 thread", "uint8 (N, 1, height, width)", "teacher, PyTorch"):
         assert words in body, words
-    assert re.search(r"\| student, int8 +\| +\d", body) and "python project/export.py --run" in body
-    assert len(report["latency"]) == 8 and all(0 < r["median_ms"] <= r["p95_ms"] for r in report["latency"])
+    assert re.search(r"\| student, int8 ONNX +\| +\d", body) and "python project/export.py --run" in body
+    assert len(report["latency"]) == 8 + 2 * EXECUTORCH and all(0 < r["median_ms"] <= r["p95_ms"] for r in report["latency"])
     paid = report | {"source": report["source"] | {"api": {"images": 259, "cost": 1.5, "currency": "EUR"}}}
     assert "259 answers bought for 1.50 EUR" in card(paid)
 
@@ -185,7 +205,8 @@ def test_the_examples_of_the_docs_run_without_this_project(onnx_export, home, tm
         os.link(path, tmp_path / path.name)
     Image.fromarray(x[0, 0].numpy()).save(tmp_path / "image.png")
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 2 and all(len(e.strip().splitlines()) <= 15 for e in examples)
+    assert len(examples) == 3 and all(len(e.strip().splitlines()) <= 15 for e in examples)
+    examples = [e for e in examples if EXECUTORCH or "executorch" not in e]
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and "project" not in p]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     without = "import importlib.util\nassert importlib.util.find_spec('common') is None\n"
@@ -231,6 +252,170 @@ def test_serve_takes_the_onnx_file(home, tmp_path):
     args = options.parse(ServingOptions, flags(dataset="Digits", onnx=tmp_path / "out/student.onnx"))
     model, (net, preprocess, _), x = open_model(args), load_model(home / KD / "student.pt"), load("Digits").test.x[:9]
     assert (model.logits(model.view(x.numpy())) - net(preprocess(x))).abs().max() < 1e-4
+
+
+# ---- ExecuTorch
+
+
+def test_executorchs_runtime_gives_pytorchs_logits(home, executorch_export):
+    """In its own runtime, images of several sizes; the file says what it is."""
+    out, report = executorch_export
+    net, preprocess, _ = load_model(home / KD / "student.pt")
+    x = load("Digits").test.x[:40]
+    assert (run_executorch(out / "student.pte", x) - net(preprocess(x))).abs().max() < 1e-4
+    x = x.repeat_interleave(4, 2).repeat_interleave(8, 3)  # 32 x 64, whose means over 4 x 8 pixels are integers
+    assert (run_executorch(out / "student.pte", x) - net(preprocess(x))).abs().max() < 1e-4
+    assert report["preprocessing_executorch"]["resize"]["largest_levels"] <= 1
+    from executorch.runtime import Runtime
+
+    said = json.loads(Runtime.get().load_program(out / "student.pte").load_method("metadata").execute([])[0])
+    extra = {"metadata.json": ""}
+    torch.export.load(out / "student.pt2", extra_files=extra)
+    assert said == json.loads(extra["metadata.json"]) | {"batch": "1"}
+    assert {r["batch"] for r in report["latency"] if "ExecuTorch" in r["net"]} == {1}
+
+
+def test_the_numbers_of_executorchs_int8_are_those_of_its_logits(home, executorch_export):
+    out, report = executorch_export
+    data, net = load("Digits"), load_model(home / KD / "student.pt")[0]
+    s, q = net(data.view(data.test.x)).double(), run_executorch(out / "student.int8.pte", data.test.x).double()
+    p, found = s.softmax(1), report["int8_executorch"]
+    assert found["accuracy"] == pytest.approx(100 * (q.argmax(1) == data.test.y).double().mean().item())
+    assert found["agreement"] == pytest.approx(100 * (q.argmax(1) == s.argmax(1)).double().mean().item())
+    assert found["kl"] == pytest.approx((p * (p / q.softmax(1)).log()).sum(1).mean().item(), abs=1e-6)
+    assert found["largest_change"] == pytest.approx((q - s).abs().max().item(), abs=1e-5)
+    assert 0 < found["kl"] < 0.01 and abs(found["drop"]) <= 1 and found["calibration_images"] == 259
+    assert len(q.unique()) <= 256 < len(s.unique())
+    size = {n: f["bytes"] for n, f in report["files"].items()}
+    assert size["student.int8.pte"] < 0.4 * size["student.pte"]
+    assert re.search(r"\| student, int8 ExecuTorch +\| +\d", (out / "README.md").read_text())
+
+
+def test_an_operator_that_executorch_lacks_is_one_line(home, tmp_path):
+    pytest.importorskip("executorch")
+    from common.export.to_executorch import lowered
+
+    e = Export(ExportOptions(run="x", to="executorch"), calibration(home)[1], tmp_path)
+    with pytest.raises(RunError, match=r"Net cannot be exported to ExecuTorch \(\w+: .{5,}\); use another") as error:
+        lowered(e, Bessel(), "Net", {})
+    assert "\n" not in str(error.value)
+
+
+# ---- quantisation-aware training
+
+
+def uneven(net):
+    """`net`, which computes the same, but has channels of very different sizes, so that a range for all of them leaves few values for most."""
+    net = copy.deepcopy(net)
+    for block in (net.layer1[0], net.layer3[0]):
+        size = torch.logspace(-2, 2, len(block.bn1.weight))
+        for p in (block.bn1.weight, block.bn1.bias):
+            p.data *= size
+        block.conv2.weight.data /= size.view(1, -1, 1, 1)
+    return net
+
+
+@pytest.fixture
+def trained_net(home):
+    """(the net whose channels are uneven, calibration images, test images, their labels)."""
+    data = load("Digits")
+    net = uneven(load_model(home / KD / "student.pt")[0])
+    return net, data.view(data.train.x[:259]), data.view(data.test.x), data.test.y
+
+
+def accuracy(logits, y):
+    return 100 * (logits.argmax(1) == y).double().mean().item()
+
+
+def test_training_wins_back_what_8_bits_lose(trained_net, tmp_path):
+    """In onnxruntime, which loses as much as the simulation says."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from common.export.onnx_int8 import quantised
+    from common.export.to_onnx import to_bytes, to_model
+    from common.losses import kl
+
+    net, x, test, y = trained_net
+    core = graphs.program(net, x[:2], "Net")
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    small, about = qat.train(core.module(), x, epochs=20, lr=1e-4, seed=0)
+    results = []
+    for i, program in enumerate((core, graphs.program(small, x[:2], "Net"))):
+        (tmp_path / f"{i}.onnx").write_bytes(to_bytes(quantised(to_model(program, "Net"), x, "Net")[0], {}))
+        q = run_onnx(tmp_path / f"{i}.onnx", test)
+        results.append((accuracy(q, y), kl(q, net(test)).item(), kl(run_onnx(tmp_path / f"{i}.onnx", x), net(x)).item()))
+    print(results, about, accuracy(net(test), y))
+    (plain, plain_kl, own), (better, better_kl, _) = results
+    assert plain < accuracy(net(test), y) - 5 and better > plain + 5 and better_kl < 0.5 * plain_kl
+    assert about["kl_before"] == pytest.approx(own, rel=0.25) and about["kl_after"] < 0.5 * about["kl_before"]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_weights(trained_net):
+    net, x, _, _ = trained_net
+    core = graphs.program(net, x[:2], "Net")
+    a, b, c = (qat.train(core.module(), x[:100], 2, 1e-4, seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+    for w in (w for k, w in a.items() if k.endswith("weight")):
+        assert torch.allclose(qat.rounded(w, per_channel=True), w, atol=1e-6) or torch.allclose(
+            qat.rounded(w, per_channel=False), w, atol=1e-6
+        )
+
+
+def test_training_that_does_not_help_is_not_kept(home):
+    data, net = load("Digits"), load_model(home / KD / "student.pt")[0]
+    x = data.view(data.train.x[:64])
+    small, about = qat.train(graphs.program(net, x[:2], "Net").module(), x, 2, 1.0, 0)
+    assert about["best_epoch"] == 0 and about["kl_after"] == about["kl_before"] and (small(x) - net(x)).abs().max() < 1
+
+
+def test_weights_are_rounded_to_255_values_and_the_gradient_passes():
+    w = torch.tensor([[1.27, -0.014, 0.006], [0.0127, 0.0001, -0.00016]], requires_grad=True)
+    assert torch.allclose(qat.rounded(w, False), torch.tensor([[1.27, -0.01, 0.01], [0.01, 0.0, 0.0]]), atol=1e-7)
+    assert torch.allclose(qat.rounded(w, True), torch.tensor([[1.27, -0.01, 0.01], [0.0127, 0.0001, -0.0002]]), atol=1e-7)
+    for per_channel in (False, True):
+        (gradient,) = torch.autograd.grad((qat.rounded(w, per_channel) * torch.arange(6.0).view(2, 3)).sum(), w)
+        assert torch.equal(gradient, torch.arange(6.0).view(2, 3))
+
+
+class Norms(nn.Module):
+    """Batch norms behind a convolution of their own, behind one that has two readers, and behind a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1)
+        self.n, self.m, self.k = (nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x):
+        x = self.n(self.a(x)).relu()
+        y = self.b(x)
+        return self.k(self.m(y) + y).mean((2, 3))
+
+
+def test_batch_norms_are_folded_into_their_own_convolutions():
+    torch.manual_seed(0)
+    net, x = Norms(), torch.randn(50, 1, 5, 5)
+    for p in net.parameters():
+        nn.init.normal_(p)
+    net(x)  # running means and variances
+    net.eval()
+    found = qat.folded(graphs.program(net, x[:2], "Net").module())
+    left = [n for n in found.graph.nodes if n.target is torch.ops.aten.batch_norm.default]
+    assert len(left) == 2 and torch.allclose(found(x), net(x), atol=1e-5)
+    assert not any("running" in name for name in found.state_dict() if name.startswith("n."))
+
+
+def test_an_export_with_training_says_what_it_brought(home, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    plain = exported(home, tmp_path / "plain", to="onnx", int8=True)
+    report = exported(home, tmp_path / "qat", to="onnx", int8=True, qat=2, qat_lr=1e-5)
+    assert report["int8"]["without_qat"] == plain["int8"] and report["qat"]["images"] == 259 and report["qat"]["epochs"] == 2
+    assert report["files"]["student.onnx"]["sha256"] == plain["files"]["student.onnx"]["sha256"]
+    assert report["files"]["student.int8.onnx"]["sha256"] != plain["files"]["student.int8.onnx"]["sha256"]
+    text = (tmp_path / "qat/README.md").read_text()
+    assert "student, int8 ONNX, without QAT" in text and "(2 epochs of these images, learning rate 1e-05)" in text
+    assert "--qat 2 --qat_lr 1e-05" in report["command"]
 
 
 # ---- calibration
@@ -397,8 +582,10 @@ def test_a_network_that_cannot_be_exported_is_one_line():
             graphs.program(net, x, "Net")
         assert "\n" not in str(e.value)
     pytest.importorskip("onnxscript")
+    from common.export.to_onnx import to_model
+
     with pytest.raises(RunError, match=r"Net cannot be exported to ONNX \(\w+: .{5,}\); use another") as e:
-        graphs.to_onnx(graphs.program(Bessel(), x, "Net"), "Net")
+        to_model(graphs.program(Bessel(), x, "Net"), "Net")
     assert "\n" not in str(e.value)
 
 
@@ -411,9 +598,12 @@ def test_a_network_that_cannot_be_exported_is_one_line():
         ({"run": "home/checkpoints/DCGAN/Digits/ResNet8/seed0"}, "has no student.pt and no teacher.pt, only generator.pt"),
         ({"file": "state.pth"}, "--file state.pth: .* has no such file; it has: student.pt"),
         ({"file": "../seed0/student.pt"}, "has no such file"),
-        ({"to": "executorch"}, "there is no format 'executorch'; there are onnx, pt2"),
-        ({"to": ""}, "give onnx or pt2"),
-        ({"int8": True}, "--int8 with --to pt2: 8-bit integers are for ONNX"),
+        ({"to": "tflite"}, "there is no format 'tflite'; there are onnx, pt2, executorch"),
+        ({"to": ""}, "give onnx, pt2 or executorch"),
+        ({"int8": True}, "--int8 with --to pt2: 8-bit integers are for ONNX and ExecuTorch"),
+        ({"qat": 3}, "--qat 3 trains the network of the 8-bit files; add --int8"),
+        ({"qat": -1}, "--qat -1: it must be at least 0"),
+        ({"qat_lr": 0}, "--qat_lr 0.*must be"),
         ({"generator_path": "x.pt"}, "--generator_path has no effect with --calibrate private"),
         ({"calibration_images": 0}, "must be at least 1"),
     ],
@@ -445,6 +635,19 @@ def test_missing_packages_are_named_with_the_command(home, tmp_path, monkeypatch
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     with pytest.raises(UsageError, match="the package onnxscript is not installed; run: pip install onnx onnxscript onnxruntime"):
         exported(home, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(UsageError, match="--to executorch: the package executorch is not installed; run: pip install executorch"):
+        exported(home, tmp_path / "out", to="executorch")
+
+
+def test_packages_made_for_another_pytorch_are_one_line(home, tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("raise AttributeError('no attribute in torch\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(graphs, "NEEDED", {"executorch": "broken_package"})
+    monkeypatch.setattr(graphs, "version", lambda name: "1.0")
+    with pytest.raises(UsageError, match=r"executorch 1.0 does not run with torch \S+ \(AttributeError: no attribute in torch\); use") as e:
+        exported(home, tmp_path / "out", to="executorch")
+    assert "\n" not in str(e.value)
 
 
 def test_image_files_are_not_resized_in_the_graph(home, tmp_path):

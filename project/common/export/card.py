@@ -7,7 +7,8 @@ from pathlib import Path
 from ..report import markdown
 
 PROJECT = Path(__file__).resolve().parents[2]
-RUNTIMES = {".onnx": "onnxruntime", ".pt2": "PyTorch (`torch.export.load`)"}
+RUNTIMES = {".onnx": "onnxruntime", ".pt2": "PyTorch (`torch.export.load`)", ".pte": "ExecuTorch (XNNPACK)"}
+INT8 = {"int8": "ONNX", "int8_executorch": "ExecuTorch"}  # keys of the report, and the formats that they are of
 
 
 def first_line(script: str) -> str:
@@ -34,12 +35,16 @@ def latency_table(report: dict) -> str:
 
 
 def quality_table(report: dict) -> str:
-    """Accuracy and calibration of the float net, of the 8-bit one and of the teacher."""
+    """Accuracy and calibration of the float net, of the 8-bit ones and of the teacher."""
+    nets = {report["role"]: report["float"]}
+    for key, name in INT8.items():
+        if q := report.get(key):
+            nets[f"{report['role']}, int8 {name}"] = q
+            nets |= {f"{report['role']}, int8 {name}, without QAT": q["without_qat"]} if "without_qat" in q else {}
     rows = []
-    for name in ("float", "int8", "teacher"):
-        if "accuracy" in (q := report.get(name, {})):
-            row = {"": {"float": report["role"], "int8": f"{report['role']}, int8"}.get(name, name)}
-            row |= {"accuracy, %": f"{q['accuracy']:.2f}", "ECE, %": f"{q['ece']:.2f}"}
+    for name, q in (nets | {"teacher": report.get("teacher", {})}).items():
+        if "accuracy" in q:
+            row = {"": name, "accuracy, %": f"{q['accuracy']:.2f}", "ECE, %": f"{q['ece']:.2f}"}
             row["KL to float, nats"] = f"{q['kl']:.2g}" if "kl" in q else "-"
             row["agreement with float, %"] = f"{q['agreement']:.2f}" if "agreement" in q else "-"
             row["with the teacher, %"] = f"{q['teacher_agreement']:.2f}" if "teacher_agreement" in q else "-"
@@ -93,6 +98,8 @@ def inputs(report: dict) -> list[str]:
     else:
         sizes = f"{h}, {w}" if report["preprocess"] == "pixels" else "height, width"
         taken = f"`pixels`, uint8 (N, {c}, {sizes}), values 0 to 255"
+    if any(name.endswith(".pte") for name in report["files"]):
+        taken += ". The ExecuTorch files take one image, N = 1"
     names = report["classes"]
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return [f"- Input: {taken}.", f"- Output: `logits`, float32 (N, {len(names)}). Classes: {shown}."]
@@ -112,11 +119,28 @@ def limits(report: dict) -> list[str]:
     elif report["preprocess"] != "resize":
         h, w = report["shape"][1:]
         lines.append(f"- The graph does not resize. Images of another size: stretch them to {h} x {w} (bilinear, antialiased).")
+    if small := [report[key] for key in INT8 if key in report]:
+        change = max(q["largest_change"] for q in small)
+        lines.append(f"- A logit of the 8-bit networks differs by up to {change:.2g}. Choose thresholds on the logits anew.")
     if "int8" in report:
-        q = report["int8"]
-        lines.append(f"- A logit of the 8-bit network differs by up to {q['largest_change']:.2g}. Choose thresholds on the logits anew.")
         lines.append(
             "- 8-bit speed depends on the processor. On x86 without VNNI, 8-bit products can saturate: measure the accuracy again."
+        )
+    return lines
+
+
+def eight_bits(report: dict) -> list[str]:
+    """How the 8-bit files were made, a line each."""
+    lines = []
+    for key, name in INT8.items():
+        if q := report.get(key):
+            per = "one scale per channel" if q["per_channel"] else "one scale per tensor"
+            lines.append(f"8-bit ranges of {name} come from {q['calibration_images']:,} {q['calibrate']} images; weights have {per}.")
+    if q := report.get("qat"):
+        what = f"{q['epochs']} epochs of these images, learning rate {q['lr']:g}"
+        lines.append(
+            f"Before, the 8-bit networks were trained with simulated 8 bits ({what}). "
+            "Their target is the float network's output; labels and the teacher are not used. The float files do not change."
         )
     return lines
 
@@ -145,10 +169,7 @@ def card(report: dict) -> str:
     parts += [
         f"The float files and PyTorch differ by at most {p['largest_difference']:.2g} in a logit (largest logit {p['largest_value']:.3g})."
     ]
-    if "int8" in report:
-        q = report["int8"]
-        per = "one scale per channel" if q["per_channel"] else "one scale per tensor"
-        parts += [f"8-bit ranges come from {q['calibration_images']:,} {q['calibrate']} images; weights have {per}."]
+    parts += eight_bits(report)
     if report["latency"]:
         parts += ["", "## Latency", "", latency_table(report), "", f"Measured on {report['device']} ({report['versions_text']})."]
     parts += ["", "## Limits", "", *limits(report), "", "## Made with", "", "```sh", report["command"], "```", ""]

@@ -1,12 +1,10 @@
-"""A net as a graph that runs without this project: an ONNX model, a program of torch.export; its preprocessing; its metadata."""
+"""A net as a program of torch.export, from which all files are made; its preprocessing; the packages that the formats need."""
 
 import contextlib
-import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from importlib.metadata import version
 
 import torch
 import torch.nn as nn
@@ -15,10 +13,10 @@ from torch import Tensor
 
 from ..cli import RunError, Stopped, UsageError, allocating
 
-if TYPE_CHECKING:
-    import onnx
-
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "executorch": ("executorch",)}
+BATCH = {0: torch.export.Dim("batch")}
+NEEDED = {"executorch": "executorch.exir"}  # the module of a package that is tried
+SIZES = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
 
 
 class Pixels(nn.Module):
@@ -40,17 +38,22 @@ class Pixels(nn.Module):
         return (x - self.mean) / self.std
 
 
-def check_packages() -> None:
-    """UsageError, with the command that installs them, where packages of ONNX are missing."""
+def check_packages(to: str) -> None:
+    """UsageError, with the command that installs them, where packages of the format `to` are missing, or do not run with this PyTorch."""
     missing = []
-    for name in PACKAGES:
+    for name in PACKAGES[to]:
         try:
-            __import__(name)
+            with quiet():
+                __import__(NEEDED.get(name, name))
         except ModuleNotFoundError as e:
             missing.append(e.name or name)
+        except Exception as e:  # a package made for another PyTorch fails in its own way
+            what = f"{name} {version(name)} does not run with torch {torch.__version__}"
+            reason = f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')[:200]}"
+            raise UsageError(f"--to {to}: {what} ({reason}); use the versions of constraints.txt") from None
     if missing:
         what = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
-        raise UsageError(f"--to onnx: the {what} not installed; run: pip install {' '.join(PACKAGES)}")
+        raise UsageError(f"--to {to}: the {what} not installed; run: pip install {' '.join(PACKAGES[to])} -c constraints.txt")
 
 
 @contextlib.contextmanager
@@ -78,67 +81,14 @@ def exporting(what: str, to: str) -> Iterator[None]:
         raise RunError(f"{what} cannot be exported to {to} ({type(e).__name__}: {reason}); use another network or format") from e
 
 
-def program(net: nn.Module, x: Tensor, what: str, sizes: bool = False) -> torch.export.ExportedProgram:
-    """The program of a net for batches of any size, x (2, C, H, W) being an example; sizes: H and W are free, too.
+def program(net: nn.Module, x: Tensor, what: str, free: dict[int, torch.export.Dim] = BATCH) -> torch.export.ExportedProgram:
+    """The program of a net in eval mode. x: example images; their dimensions in `free` may be of any size, the others are fixed.
 
     RunError for a net that torch.export does not support.
     """
-    free = {0: torch.export.Dim("batch")} | ({2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if sizes else {})
     with exporting(what, "torch.export"), torch.no_grad():
-        found = torch.export.export(net.eval(), (x,), dynamic_shapes=(free,))
+        found = torch.export.export(net, (x,), dynamic_shapes=(free,))
     for module in found.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
     return found
-
-
-def to_pt2(found: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
-    """The content of a .pt2 file, with metadata.json in it."""
-    whole = io.BytesIO()  # a full disk is then an OSError, and not one of torch's writer
-    with quiet():
-        torch.export.save(found, whole, extra_files={"metadata.json": json.dumps(metadata)})
-    return whole.getvalue()
-
-
-def to_onnx(found: torch.export.ExportedProgram, what: str, inputs: str = "images", outputs: str = "logits") -> "onnx.ModelProto":
-    """The ONNX model of a program, without the notes of the exporter. RunError for an operator that ONNX lacks."""
-    with exporting(what, "ONNX"):
-        model = torch.onnx.export(found, input_names=[inputs], output_names=[outputs], dynamo=True, verbose=False).model_proto
-    return bare(model)
-
-
-def bare(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """`model` without what a runtime does not need: names of nodes, shapes of inner tensors, traces that name the exporter's files."""
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        if hasattr(part, "metadata_props"):
-            del part.metadata_props[:]
-        part.doc_string = ""
-    for node in graph.node:
-        node.name = ""
-    del graph.value_info[:]
-    graph.name = "main"
-    return model
-
-
-def behind(model: "onnx.ModelProto", front: "onnx.ModelProto") -> "onnx.ModelProto":
-    """`front` (pixels -> view) and then `model` (images -> logits) as one model."""
-    import onnx.compose
-
-    front = onnx.compose.add_prefix(front, "preprocess_", rename_inputs=False, rename_outputs=False)
-    joined = onnx.compose.merge_models(front, model, [(front.graph.output[0].name, model.graph.input[0].name)])
-    return bare(joined)
-
-
-def to_bytes(model: "onnx.ModelProto", metadata: dict[str, str]) -> bytes:
-    """The content of an ONNX file with this metadata; the model is checked. RunError for one of more than 2 GB."""
-    import onnx
-
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, metadata)
-    model.producer_name, model.producer_version = "", ""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString()
-    except ValueError as e:
-        raise RunError(f"the ONNX model is larger than 2 GB ({e}); use a smaller network, or --to pt2") from None

@@ -1,12 +1,10 @@
-"""What is measured of an export: agreement with PyTorch, quality in 8 bits, latency, memory, size."""
+"""What is measured of an export: agreement with PyTorch, quality in 8 bits, latency, size."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,36 +19,8 @@ from ..measures import calibration_error, percent
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and an export, over the largest absolute logit (at least 1)
 PIXELS = 1e-5  # the same of normalised pixels
 BATCHES = (1, 128)  # batch sizes of which the latency is measured
+GAIN = 0.9  # weights get one scale per channel where this lowers KL(float || int8) on the calibration images below this fraction
 WARM_UP, LEAST = 10, 20  # calls before, and at least during, a measurement
-MEMORY = """
-import sys
-import numpy as np
-import onnxruntime as ort
-path, shape, dtype = sys.argv[1], [int(n) for n in sys.argv[2].split(",")], sys.argv[3]
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-session.run(None, {session.get_inputs()[0].name: np.zeros(shape, dtype)})
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
-
-class Session:
-    """An ONNX model in onnxruntime on the CPU: x (N, C, H, W) -> its first output, a tensor. threads: 0 for as many as there are cores."""
-
-    def __init__(self, model: bytes | Path, threads: int = 1):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        content = model if isinstance(model, bytes) else str(model)
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.input = self.session.get_inputs()[0].name
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {self.input: x.contiguous().numpy()})[0])
-
-
 # ---- parity
 
 
@@ -108,6 +78,14 @@ def int8_quality(q: Tensor, s: Tensor, y: Tensor, t: Tensor | None = None) -> di
     return found | ({} if t is None else {"teacher_agreement": percent(q.argmax(1) == t.argmax(1))})
 
 
+def per_channel_helps(tensor: float, channel: float) -> bool:
+    """Whether weights get one scale per channel, which costs bytes, and not one per tensor.
+
+    tensor, channel: KL(float || int8) with each kind on the calibration images.
+    """
+    return channel < GAIN * tensor
+
+
 # ---- size
 
 
@@ -116,15 +94,6 @@ def size_of(net: nn.Module, x: Tensor) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(x)
     return {"parameters": sum(p.numel() for p in net.parameters()), "multiply_adds": counter.get_total_flops() // 2}
-
-
-def peak_mb(path: Path, x: Tensor) -> float | None:
-    """Peak memory, in MiB, of a new Python process that runs an ONNX file on x with numpy and onnxruntime; None without Linux's /proc."""
-    if not Path("/proc/self/status").exists():
-        return None
-    shape, dtype = ",".join(map(str, x.shape)), str(x.dtype).removeprefix("torch.")
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(path), shape, dtype], capture_output=True, text=True)
-    return round(int(done.stdout) / 1024, 1) if done.returncode == 0 else None
 
 
 # ---- latency
@@ -163,17 +132,26 @@ def threads_of_torch(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def latencies(nets: dict[str, tuple[nn.Module | Path, Tensor]], seconds: float) -> list[dict]:
-    """A row for each net, batch size and number of threads (1, all cores).
+@dataclass
+class Timed:
+    """A network whose latency is measured.
 
-    nets: {name: (a module of PyTorch or an ONNX file, images (n, C, H, W) that it takes)}.
+    opened: (threads=n) -> a function that takes images. images: (n, C, H, W), of which batches are made.
     """
+
+    opened: Callable[..., Callable[[Tensor], Tensor]]
+    images: Tensor
+    batches: tuple[int, ...] = BATCHES
+
+
+def latencies(nets: dict[str, Timed], seconds: float) -> list[dict]:
+    """A row for each net, batch size and number of threads (1, all cores)."""
     rows = []
     for threads in sorted({1, cores()}):
-        for name, (net, images) in nets.items():
-            call = Session(net, threads) if isinstance(net, Path) else net
-            for batch in BATCHES:
-                x = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
+        for name, net in nets.items():
+            call = net.opened(threads=threads)
+            for batch in net.batches:
+                x = net.images.repeat(-(-batch // len(net.images)), 1, 1, 1)[:batch].contiguous()
                 with threads_of_torch(threads):
                     rows.append({"net": name, "batch": batch, "threads": threads} | latency(call, x, seconds))
     return rows

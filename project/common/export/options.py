@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ..cli import UsageError
 from ..options import RunOptions, described, opt
 
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "executorch")
 DEBUG = described(RunOptions)["debug"]["help"]
 
 
@@ -18,8 +18,10 @@ class ExportOptions:
 
     run: str = opt("", "folder of a finished run, with result.json and student.pt or teacher.pt")
     file: str = opt("", "file of the run's folder to export; left out: student.pt or teacher.pt")
-    to: str = opt("onnx", "formats, separated by commas: onnx (ONNX), pt2 (torch.export)")
-    int8: bool = opt(False, "write an ONNX file with 8-bit integer weights and activations, too")
+    to: str = opt("onnx", "formats, separated by commas: onnx (ONNX), pt2 (torch.export), executorch (ExecuTorch with XNNPACK)")
+    int8: bool = opt(False, "write ONNX and ExecuTorch files with 8-bit integer weights and activations, too")
+    qat: int = opt(0, "epochs of quantisation-aware training before --int8, on the calibration images; 0: none", ge=0)
+    qat_lr: float = opt(1e-4, "learning rate of --qat (Adam; it falls to 0 along a cosine)", gt=0)
     preprocess: Literal["none", "pixels", "resize"] = opt(
         "none",
         "preprocessing inside the exported graph: none (its input is normalised floats), pixels (uint8 images of the network's size) or "
@@ -49,8 +51,11 @@ class ExportOptions:
         if not self.run:
             raise UsageError("--run is missing; give the folder of a finished run, such as checkpoints/KD/MNIST/ResNet32_to_ResNet8/seed0")
         if "" in self.to.split(",") or not self.formats():
-            raise UsageError(f"--to {self.to!r}: give {' or '.join(FORMATS)}, or both with a comma between them")
-        if self.int8 and "onnx" not in self.formats():
-            raise UsageError(f"--int8 with --to {self.to}: 8-bit integers are for ONNX; add onnx to --to, or leave --int8 out")
+            raise UsageError(f"--to {self.to!r}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, with commas between them")
+        if self.int8 and self.formats() == ["pt2"]:
+            hint = "add onnx or executorch to --to, or leave --int8 out"
+            raise UsageError(f"--int8 with --to {self.to}: 8-bit integers are for ONNX and ExecuTorch; {hint}")
+        if self.qat and not self.int8:
+            raise UsageError(f"--qat {self.qat} trains the network of the 8-bit files; add --int8")
         if self.generator_path and self.calibrate != "synthetic":
             raise UsageError(f"--generator_path has no effect with --calibrate {self.calibrate}; use --calibrate synthetic")

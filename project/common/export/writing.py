@@ -1,10 +1,12 @@
-"""Writes an export: makes the graphs, checks and measures them, and notes everything in export.json and README.md."""
+"""Writes an export: makes the files of each format, checks and measures them, and notes everything in export.json and README.md."""
 
 import json
 import platform
 import re
 import shlex
 from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,55 +16,62 @@ from torch import Tensor
 
 from ..checkpoints import identity
 from ..cli import UsageError, say
+from ..datasets import Images
 from ..devices import versions
 from ..measures import infer
 from ..options import flags
 from ..utils import atomic, save_json, save_text
-from . import graphs, measured
+from . import graphs, measured, qat
 from .card import card
 from .finished import Finished, calibration_images
 from .folder import REPORT
-from .int8 import quantised
 from .options import ExportOptions
 
 
 class Export:
-    """One export of a run into a folder. report: what export.json will hold."""
+    """One export of a run into a folder; each format of --to is a module to_FORMAT, whose `write` uses it.
+
+    report: what export.json will hold. view: test images -> what the files take; images: up to 128 of these, (n, C, H, W).
+    core: the program of the net, normalised images (N, C, H, W) -> logits. timed: the nets whose latency is measured.
+    calibration: normalised images (n, C, H, W) of --int8. programs_to_quantise: [core, that of the net trained with --qat].
+    """
 
     def __init__(self, args: ExportOptions, run: Finished, folder: Path):
         self.args, self.run, self.folder, self.role = args, run, folder, run.path.stem
         crop = run.meta["data"]["crop_from"]
-        if args.preprocess == "resize" and crop:
-            hint = "use --preprocess pixels, and give images of the network's size"
-            raise UsageError(f"--preprocess resize: the resizing of image files (shorter side to {crop}) has no equal in ONNX; {hint}")
-        self.pixels = args.preprocess != "none"
-        self.front = graphs.Pixels(run.data.shape[1], run.data.mean, run.data.std, args.preprocess == "resize").eval()
+        self.pixels, self.resize = args.preprocess != "none", args.preprocess == "resize"
+        if self.resize and crop:
+            what = f"the resizing of image files (shorter side to {crop}) is not possible in a graph"
+            raise UsageError(f"--preprocess resize: {what}; use --preprocess pixels, and give images of the network's size")
+        self.front = graphs.Pixels(run.data.shape[1], run.data.mean, run.data.std, self.resize).eval()
         self.view = (lambda x: x) if self.pixels else run.data.view
-        self.report = about(args, run)
+        self.report, self.timed = about(args, run), {}
 
     def write(self) -> dict:
         """Makes, checks and measures all files; gives the report. RunError where a graph's logits are not those of PyTorch."""
         run = self.run
-        s = infer(run.net, run.test, run.data.view)  # (N, K)
-        y, shape = run.test.y, (2, *run.data.shape)
+        s, y = self.logits, run.test.y
         self.report["float"] = measured.quality_of(s, y)
         self.report["size"] = measured.size_of(run.net, torch.zeros(1, *run.data.shape))
-        t = self.teacher_logits()
-        if t is not None:
+        if (t := self.teacher_logits) is not None:
             self.report["teacher"] = measured.quality_of(t, y) | {"path": str(run.teacher[0])}
             self.report["float"]["teacher_agreement"] = measured.percent(s.argmax(1) == t.argmax(1))
-        x = calibration_images(self.args, run) if self.args.int8 else None
-        core = graphs.program(run.net, torch.zeros(shape), run.meta["model"])
-        if "pt2" in self.args.formats():
-            self.check_pt2(s, core)
-        if "onnx" in self.args.formats():
-            self.check_onnx(s, t, x, graphs.to_onnx(core, run.meta["model"]))
+        self.core = self.program(run.net)
+        self.programs_to_quantise = self.quantisable() if self.args.int8 else []
+        for to in self.args.formats():
+            import_module(f".to_{to}", __package__).write(self)  # now: its packages are optional
         self.measure()
         self.report["command"] = command(self.args)
         save_json(self.folder / REPORT, self.report)
         save_text(self.folder / "README.md", card(self.report))
         return self.report
 
+    @cached_property
+    def logits(self) -> Tensor:
+        """The net's logits (N, K) of the test images."""
+        return infer(self.run.net, self.run.test, self.run.data.view)
+
+    @cached_property
     def teacher_logits(self) -> Tensor | None:
         """The teacher's logits (N, K) of the test images; None where it is not there, or has other classes."""
         if self.run.teacher is None:
@@ -71,6 +80,43 @@ class Export:
         t = infer(lambda x: net(preprocess(x)), self.run.test, lambda x: x)
         return t if t.shape[1] == len(self.run.classes) else None
 
+    @cached_property
+    def images(self) -> Tensor:
+        return infer(lambda x: x, self.few, self.view).contiguous()
+
+    @cached_property
+    def few(self) -> Images:
+        """The first test images."""
+        return self.run.test.subset(torch.arange(min(128, len(self.run.test))))
+
+    def program(self, net: nn.Module) -> torch.export.ExportedProgram:
+        """The program of a net that takes normalised images."""
+        return graphs.program(net, torch.zeros(2, *self.run.data.shape), self.report["model"])
+
+    def quantisable(self) -> list[torch.export.ExportedProgram]:
+        """The programs whose 8-bit files are made one after the other; the last ones stay."""
+        self.calibration = calibration_images(self.args, self.run)
+        if not self.args.qat:
+            return [self.core]
+        net, self.report["qat"] = qat.train(self.core.module(), self.calibration, self.args.qat, self.args.qat_lr, self.args.seed)
+        return [self.core, self.program(net)]
+
+    def behind_front(self, net: nn.Module) -> nn.Module:
+        """`net`, which takes normalised images, behind the preprocessing of the export."""
+        return nn.Sequential(self.front, net) if self.pixels else net
+
+    def example(self, n: int) -> Tensor:
+        """n images such as the files take; where they resize, of another height than width."""
+        c, h, w = self.run.data.shape
+        return torch.zeros(n, c, h + 5 * self.resize, w + 9 * self.resize, dtype=torch.uint8 if self.pixels else torch.float32)
+
+    def metadata(self) -> dict[str, str]:
+        """What each file says of itself: {key: text}; lists are JSON."""
+        s = self.report["source"]
+        found = {k: self.report[k] for k in ("model", "dataset", "preprocess")}
+        found |= {k: json.dumps(self.report[k]) for k in ("classes", "shape", "mean", "std", "crop_from")}
+        return found | {k: str(s[k]) for k in ("script", "teacher", "seed", "commit", "queries")}
+
     def save(self, name: str, content: bytes) -> Path:
         """A file of the export; notes its size."""
         with atomic(self.folder / name) as f:
@@ -78,78 +124,41 @@ class Export:
         self.report["files"][name] = {"bytes": len(content), "sha256": identity(self.folder / name)}
         return self.folder / name
 
-    def compared(self, name: str, s: Tensor, f: Callable[[Tensor], Tensor]) -> dict:
-        """Parity of an export f with the logits s on all test images."""
-        found = measured.parity(name, s, infer(f, self.run.test, self.view))
+    def compared(self, name: str, f: Callable[[Tensor], Tensor]) -> None:
+        """Parity of an export f with PyTorch's logits on all test images. RunError where it is not given."""
+        found = measured.parity(name, self.logits, infer(f, self.run.test, self.view))
         if found["largest_difference"] >= self.report["parity"].get("largest_difference", 0):
             self.report["parity"] = found
         say(f"{name}: logits differ from PyTorch's by at most {found['largest_difference']:.2g} ({found['images']:,} test images)")
-        return found
 
-    def check_pt2(self, s: Tensor, core: torch.export.ExportedProgram) -> None:
-        """Writes and compares the program of torch.export."""
-        if self.pixels:
-            example = torch.zeros(2, *self.run.data.shape, dtype=torch.uint8)
-            if self.args.preprocess == "resize":  # a size of its own for each free dimension
-                example = torch.zeros(2, example.shape[1], example.shape[2] + 5, example.shape[3] + 9, dtype=torch.uint8)
-            whole = nn.Sequential(self.front, self.run.net)
-            core = graphs.program(whole, example, self.run.meta["model"], self.args.preprocess == "resize")
-        path = self.save(f"{self.role}.pt2", graphs.to_pt2(core, metadata(self.report)))
-        with graphs.quiet():
-            loaded = torch.export.load(path).module()
-        self.compared(path.name, s, loaded)
+    def write_int8(self, name: str, key: str, make: Callable, opened: Callable) -> Path:
+        """The 8-bit file `name` of the last program to quantise; the quality of all of them is noted in report[key].
 
-    def check_onnx(self, s: Tensor, t: Tensor | None, x: Tensor | None, core: "graphs.onnx.ModelProto") -> None:
-        """Writes and compares the ONNX model; with calibration images x also the 8-bit one, whose quality is measured."""
-        r, front = self.report, self.front_onnx() if self.pixels else None
-        joined = (lambda model: graphs.behind(model, front)) if front else lambda model: model
-        small, per_channel = (None, False) if x is None else quantised(core, x, r["model"])
-        path = self.save(f"{self.role}.onnx", graphs.to_bytes(joined(core), metadata(r)))
-        self.compared(path.name, s, measured.Session(path))
-        if small:
-            path = self.save(f"{self.role}.int8.onnx", graphs.to_bytes(joined(small), metadata(r) | {"weights": "int8"}))
-            q = infer(measured.Session(path), self.run.test, self.view)
-            r["int8"] = measured.int8_quality(q, s, self.run.test.y, t) | {"per_channel": per_channel}
-            r["int8"] |= {
-                "calibrate": self.args.calibrate,
-                "calibration_images": len(x),
-                "drop": r["float"]["accuracy"] - r["int8"]["accuracy"],
-            }
-            say(
-                f"{path.name}: accuracy {r['int8']['accuracy']:.2f} % (float {r['float']['accuracy']:.2f} %), KL {r['int8']['kl']:.2g} nats"
-            )
-
-    def front_onnx(self) -> "graphs.onnx.ModelProto":
-        """The preprocessing as an ONNX model, compared with that of load_model."""
-        run, resize = self.run, self.args.preprocess == "resize"
-        c, h, w = run.data.shape
-        example = torch.zeros(2, c, h + 5 * resize, w + 9 * resize, dtype=torch.uint8)
-        model = graphs.to_onnx(graphs.program(self.front, example, "the preprocessing", resize), "the preprocessing", "pixels", "view")
-        session = measured.Session(model.SerializeToString())
-        few = run.test.subset(torch.arange(min(1000, len(run.test))))
-        wanted = run.data.view if run.meta["data"]["crop_from"] else run.preprocess  # image files are cropped before
-        a, b = (infer(f, few, lambda x: x) for f in (wanted, session))
-        self.report["preprocessing"] = measured.parity("the preprocessing", a, b, measured.PIXELS)
-        if resize:
-            self.report["preprocessing"]["resize"] = measured.resize_check(session, run.preprocess, run.data.shape, run.data.std)
-        return model
+        make: a program -> (the file's content, whether its weights have a scale per channel). opened: a file -> images -> logits.
+        """
+        before, args, float_accuracy = {}, self.args, self.report["float"]["accuracy"]
+        for core in self.programs_to_quantise:
+            content, per_channel = make(core)
+            path = self.save(name, content)
+            q = infer(opened(path), self.run.test, self.view)
+            found = measured.int8_quality(q, self.logits, self.run.test.y, self.teacher_logits) | {"per_channel": per_channel}
+            found |= {"calibrate": args.calibrate, "calibration_images": len(self.calibration)}
+            found |= {"drop": float_accuracy - found["accuracy"]} | before
+            before = {"without_qat": found}
+        self.report[key] = found
+        without = f", without QAT {found['without_qat']['accuracy']:.2f} %" if args.qat else ""
+        say(f"{name}: accuracy {found['accuracy']:.2f} % (float {float_accuracy:.2f} %{without}), KL {found['kl']:.2g} nats")
+        return path
 
     def measure(self) -> None:
-        """Latency of the net, of its files and of its teacher; memory of the ONNX files."""
-        run, nets = self.run, {}
-        few = run.test.subset(torch.arange(min(128, len(run.test))))
-        raw, seen = (infer(lambda x: x, few, view) for view in (lambda x: x, run.data.view))
-        taken = raw if self.pixels else seen
-        nets[f"{self.role}, PyTorch"] = (nn.Sequential(self.front, run.net) if self.pixels else run.net, taken)
-        for name in (n for n in self.report["files"] if n.endswith(".onnx")):
-            kind = "int8" if "int8" in name else "float"
-            nets[f"{self.role}, ONNX {kind}"] = (self.folder / name, taken)
-            self.report["files"][name]["peak_mb"] = measured.peak_mb(self.folder / name, taken[:1])
+        """Latency of the net, of its files and of its teacher."""
+        run, net = self.run, self.behind_front(self.run.net)
+        nets = {f"{self.role}, PyTorch": measured.Timed(lambda threads: net, self.images)} | self.timed
         if run.teacher:
-            _, net, preprocess = run.teacher
-            x = preprocess(raw).contiguous()
-            nets["teacher, PyTorch"] = (net, x)
-            self.report["teacher"] = self.report.get("teacher", {}) | measured.size_of(net, x[:1])
+            _, teacher, preprocess = run.teacher
+            x = preprocess(infer(lambda x: x, self.few, lambda x: x)).contiguous()
+            nets["teacher, PyTorch"] = measured.Timed(lambda threads: teacher, x)
+            self.report["teacher"] = self.report.get("teacher", {}) | measured.size_of(teacher, x[:1])
             self.report["teacher"]["bytes"] = run.teacher[0].stat().st_size
         if self.args.seconds:
             say(f"latency: {len(nets)} networks, {self.args.seconds:g} s for each measurement")
@@ -168,7 +177,7 @@ def about(args: ExportOptions, run: Finished) -> dict:
     source |= {"queries": r.get("queries", 0), "api": r.get("api"), "images": r.get("images", 0), "split": r.get("split", "test")}
     source |= {k: r.get(k) for k in ("accuracy", "best", "command")} | {"commit": r.get("versions", {}).get("commit", "unknown")}
     source |= {"file": str(run.path), "sha256": identity(run.path), "bytes": run.path.stat().st_size}
-    packages = {p: version(p) for p in graphs.PACKAGES if "onnx" in args.formats()}
+    packages = {p: version(p) for to in args.formats() for p in graphs.PACKAGES[to]}
     here = {k: v for k, v in versions().items() if k in ("python", "torch", "numpy")} | packages
     device = f"CPU, {measured.cores()} cores, {platform.machine()}"
     return {
@@ -187,14 +196,6 @@ def about(args: ExportOptions, run: Finished) -> dict:
         "versions": here,
         "versions_text": ", ".join(f"{k} {v}" for k, v in here.items()),
     }
-
-
-def metadata(report: dict) -> dict[str, str]:
-    """What each file says of itself: {key: text}; lists are JSON."""
-    s = report["source"]
-    found = {k: report[k] for k in ("model", "dataset", "preprocess")}
-    found |= {k: json.dumps(report[k]) for k in ("classes", "shape", "mean", "std", "crop_from")}
-    return found | {k: str(s[k]) for k in ("script", "teacher", "seed", "commit", "queries")}
 
 
 def command(args: ExportOptions) -> str:

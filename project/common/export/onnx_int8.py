@@ -6,19 +6,17 @@ only where they help on the calibration images.
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor
 
 from ..losses import kl
-from .graphs import bare, exporting
-from .measured import Session
+from .graphs import exporting
+from .measured import per_channel_helps
+from .onnx_runtime import Session
 
-if TYPE_CHECKING:
-    import onnx
-
-GAIN = 0.9  # per-channel scales are used where they lower KL(float || int8) on the calibration images below this fraction of it
 BATCH = 64  # calibration images in one batch
 
 
@@ -35,7 +33,7 @@ class Reader:
         return None if x is None else {self.name: x.contiguous().numpy()}
 
 
-def quantised(model: "onnx.ModelProto", x: Tensor, what: str) -> tuple["onnx.ModelProto", bool]:
+def quantised(model: onnx.ModelProto, x: Tensor, what: str) -> tuple[onnx.ModelProto, bool]:
     """(`model` with 8-bit weights and activations, whether its weights have a scale per channel).
 
     model: normalised images (N, C, H, W) -> logits (N, K). x: calibration images (n, C, H, W); the ranges of activations are their smallest
@@ -45,15 +43,12 @@ def quantised(model: "onnx.ModelProto", x: Tensor, what: str) -> tuple["onnx.Mod
         found = [quantised_once(model, x, Path(folder), per_channel) for per_channel in (False, True)]
         s = Session(model.SerializeToString())(x)
         tensor, channel = (kl(Session(m.SerializeToString())(x), s).item() for m in found)
-    per_channel = channel < GAIN * tensor
+    per_channel = per_channel_helps(tensor, channel)
     return found[per_channel], per_channel
 
 
-def quantised_once(model: "onnx.ModelProto", x: Tensor, folder: Path, per_channel: bool) -> "onnx.ModelProto":
+def quantised_once(model: onnx.ModelProto, x: Tensor, folder: Path, per_channel: bool) -> onnx.ModelProto:
     """`model`, quantised; its logits are floats that are not rounded to 8 bits."""
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
     source, target = str(folder / "float.onnx"), str(folder / "int8.onnx")
     onnx.save(model, source)  # a model in memory would be changed
     quantize_static(
@@ -66,10 +61,10 @@ def quantised_once(model: "onnx.ModelProto", x: Tensor, folder: Path, per_channe
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
     )
-    return bare(with_float_logits(onnx.load(target)))
+    return with_float_logits(onnx.load(target))
 
 
-def with_float_logits(model: "onnx.ModelProto") -> "onnx.ModelProto":
+def with_float_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` without the last QuantizeLinear and DequantizeLinear, which would round the logits to 256 values."""
     graph = model.graph
     by_output = {name: node for node in graph.node for name in node.output}
