@@ -43,7 +43,7 @@ lint: .venv/dev
 
 .venv/dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis ruff \
-		onnx onnxscript onnxruntime -c constraints.txt
+		onnx onnxscript onnxruntime executorch -c constraints.txt
 	@touch $@
 
 clean:

@@ -307,8 +307,8 @@ def test_an_operator_that_executorch_lacks_is_one_line(home, tmp_path):
 def uneven(net):
     """`net`, which computes the same, but has channels of very different sizes, so that a range for all of them leaves few values for most."""
     net = copy.deepcopy(net)
-    for block in (net.layer1[0], net.layer3[0]):
-        size = torch.logspace(-2, 2, len(block.bn1.weight))
+    for block, digits in ((net.layer1[0], 1.7), (net.layer3[0], 1.7)):
+        size = torch.logspace(-digits, digits, len(block.bn1.weight))
         for p in (block.bn1.weight, block.bn1.bias):
             p.data *= size
         block.conv2.weight.data /= size.view(1, -1, 1, 1)
@@ -319,7 +319,7 @@ def uneven(net):
 def trained_net(home):
     """(the net whose channels are uneven, calibration images, test images, their labels)."""
     data = load("Digits")
-    net = uneven(load_model(home / KD / "student.pt")[0])
+    net = uneven(load_model(home / "checkpoints/teacher/Digits/ResNet8/seed0/teacher.pt")[0])
     return net, data.view(data.train.x[:259]), data.view(data.test.x), data.test.y
 
 
@@ -338,23 +338,23 @@ def test_training_wins_back_what_8_bits_lose(trained_net, tmp_path):
     net, x, test, y = trained_net
     core = graphs.program(net, x[:2], "Net")
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    small, about = qat.train(core.module(), x, epochs=20, lr=1e-4, seed=0)
+    small, about = qat.train(core.module(), x, net(x), epochs=10, lr=1e-4, seed=0)
     results = []
     for i, program in enumerate((core, graphs.program(small, x[:2], "Net"))):
-        (tmp_path / f"{i}.onnx").write_bytes(to_bytes(quantised(to_model(program, "Net"), x, "Net")[0], {}))
+        (tmp_path / f"{i}.onnx").write_bytes(to_bytes(quantised(to_model(program, "Net"), x, net(x), "Net")[0], {}))
         q = run_onnx(tmp_path / f"{i}.onnx", test)
         results.append((accuracy(q, y), kl(q, net(test)).item(), kl(run_onnx(tmp_path / f"{i}.onnx", x), net(x)).item()))
-    print(results, about, accuracy(net(test), y))
-    (plain, plain_kl, own), (better, better_kl, _) = results
+    (plain, plain_kl, own), (better, better_kl, own_after) = results
     assert plain < accuracy(net(test), y) - 5 and better > plain + 5 and better_kl < 0.5 * plain_kl
-    assert about["kl_before"] == pytest.approx(own, rel=0.25) and about["kl_after"] < 0.5 * about["kl_before"]
+    assert about["kl_after"] < 0.5 * about["kl_before"]
+    assert (own, own_after) == pytest.approx((about["kl_before"], about["kl_after"]), rel=0.3)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_the_same_seed_gives_the_same_weights(trained_net):
     net, x, _, _ = trained_net
     core = graphs.program(net, x[:2], "Net")
-    a, b, c = (qat.train(core.module(), x[:100], 2, 1e-4, seed)[0].state_dict() for seed in (0, 0, 1))
+    a, b, c = (qat.train(core.module(), x[:100], net(x[:100]), 2, 1e-4, seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
     for w in (w for k, w in a.items() if k.endswith("weight")):
         assert torch.allclose(qat.rounded(w, per_channel=True), w, atol=1e-6) or torch.allclose(
@@ -365,7 +365,7 @@ def test_the_same_seed_gives_the_same_weights(trained_net):
 def test_training_that_does_not_help_is_not_kept(home):
     data, net = load("Digits"), load_model(home / KD / "student.pt")[0]
     x = data.view(data.train.x[:64])
-    small, about = qat.train(graphs.program(net, x[:2], "Net").module(), x, 2, 1.0, 0)
+    small, about = qat.train(graphs.program(net, x[:2], "Net").module(), x, net(x), 2, 1.0, 0)
     assert about["best_epoch"] == 0 and about["kl_after"] == about["kl_before"] and (small(x) - net(x)).abs().max() < 1
 
 
@@ -405,14 +405,13 @@ def test_batch_norms_are_folded_into_their_own_convolutions():
     assert not any("running" in name for name in found.state_dict() if name.startswith("n."))
 
 
-def test_an_export_with_training_says_what_it_brought(home, tmp_path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    plain = exported(home, tmp_path / "plain", to="onnx", int8=True)
-    report = exported(home, tmp_path / "qat", to="onnx", int8=True, qat=2, qat_lr=1e-5)
-    assert report["int8"]["without_qat"] == plain["int8"] and report["qat"]["images"] == 259 and report["qat"]["epochs"] == 2
-    assert report["files"]["student.onnx"]["sha256"] == plain["files"]["student.onnx"]["sha256"]
-    assert report["files"]["student.int8.onnx"]["sha256"] != plain["files"]["student.int8.onnx"]["sha256"]
+def test_an_export_with_training_says_what_it_brought(home, onnx_export, tmp_path):
+    report, plain = exported(home, tmp_path / "qat", to="onnx", int8=True, qat=2, qat_lr=1e-5), onnx_export[1]
+    found, without = report["int8"], report["int8"]["without_qat"]
+    assert without == plain["int8"] | {k: pytest.approx(plain["int8"][k], rel=1e-2) for k in ("ece", "kl", "largest_change")}
+    assert found["kl"] != without["kl"] and found["kl"] < 2 * without["kl"] and found.keys() == without.keys() | {"without_qat"}
+    assert report["qat"]["images"] == 259 and report["qat"]["epochs"] == 2 and report["float"] == plain["float"]
+    assert report["parity"]["largest_difference"] < 1e-4  # the float file is that of the network as it was
     text = (tmp_path / "qat/README.md").read_text()
     assert "student, int8 ONNX, without QAT" in text and "(2 epochs of these images, learning rate 1e-05)" in text
     assert "--qat 2 --qat_lr 1e-05" in report["command"]

@@ -46,7 +46,7 @@ def check_packages(to: str) -> None:
             with quiet():
                 __import__(NEEDED.get(name, name))
         except ModuleNotFoundError as e:
-            missing.append(e.name or name)
+            missing.append((e.name or name).partition(".")[0])
         except Exception as e:  # a package made for another PyTorch fails in its own way
             what = f"{name} {version(name)} does not run with torch {torch.__version__}"
             reason = f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')[:200]}"

@@ -33,15 +33,14 @@ class Reader:
         return None if x is None else {self.name: x.contiguous().numpy()}
 
 
-def quantised(model: onnx.ModelProto, x: Tensor, what: str) -> tuple[onnx.ModelProto, bool]:
+def quantised(model: onnx.ModelProto, x: Tensor, s: Tensor, what: str) -> tuple[onnx.ModelProto, bool]:
     """(`model` with 8-bit weights and activations, whether its weights have a scale per channel).
 
     model: normalised images (N, C, H, W) -> logits (N, K). x: calibration images (n, C, H, W); the ranges of activations are their smallest
-    and largest values (MinMax). RunError for a network that onnxruntime cannot quantise.
+    and largest values (MinMax). s: the float student's logits (n, K) of x. RunError for a network that onnxruntime cannot quantise.
     """
     with exporting(what, "int8"), tempfile.TemporaryDirectory(prefix="export_") as folder:
         found = [quantised_once(model, x, Path(folder), per_channel) for per_channel in (False, True)]
-        s = Session(model.SerializeToString())(x)
         tensor, channel = (kl(Session(m.SerializeToString())(x), s).item() for m in found)
     per_channel = per_channel_helps(tensor, channel)
     return found[per_channel], per_channel

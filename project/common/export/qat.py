@@ -121,15 +121,14 @@ def tensor_of(net: fx.GraphModule, node: fx.Node | None) -> Tensor | None:
     return value
 
 
-def train(net: fx.GraphModule, x: Tensor, epochs: int, lr: float, seed: int) -> tuple[fx.GraphModule, dict]:
+def train(net: fx.GraphModule, x: Tensor, s: Tensor, epochs: int, lr: float, seed: int) -> tuple[fx.GraphModule, dict]:
     """(a copy of `net` that loses less in 8 bits, with rounded weights and no batch norm; what was done).
 
     net: the module of a program of torch.export, normalised images (N, C, H, W) -> logits (N, K); it is not changed. x: images
-    (n, C, H, W). Each epoch measures the ranges of the activations anew. Adam; the learning rate falls from `lr` to 0 along a cosine.
-    The weights are those of the epoch with the lowest KL on x; epoch 0 is `net`.
+    (n, C, H, W). s: the float student's logits (n, K) of x. Each epoch measures the ranges of the activations anew. Adam; the learning
+    rate falls from `lr` to 0 along a cosine. The weights are those of the epoch with the lowest KL on x; epoch 0 is `net`.
     """
     torch.manual_seed(seed)
-    s = torch.cat([net(part) for part in x.split(BATCH)]).detach()
     net = folded(copy.deepcopy(net))
     tensor, channel = (Simulated(net, per_channel) for per_channel in (False, True))
     before = [simulated.evaluate(x, s) for simulated in (tensor, channel)]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from executorch.runtime import Runtime
 from torch import Tensor
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from ..cli import RunError
 from ..losses import kl
 from . import measured
 from .graphs import exporting, program
@@ -65,13 +67,13 @@ def write(export: "Export") -> None:
         return lowered(export, export.behind_front(net), what, export.metadata() | {"batch": "1"} | metadata)
 
     def small(core: torch.export.ExportedProgram) -> tuple[bytes, bool]:
-        net, per_channel = quantised(core, export.calibration, what)
+        net, per_channel = quantised(core, export.calibration, export.target, what)
         return content(net, weights="int8"), per_channel
 
     if export.resize:
         check_resize(export)
     path = export.save(f"{export.role}.pte", content(export.run.net))
-    export.compared(path.name, opened(path, what))
+    export.compared(path.name, opened(path, export.example(1), what))
     paths = {"float": path}
     if export.programs_to_quantise:
         paths["int8"] = export.write_int8(f"{export.role}.int8.pte", "int8_executorch", small, Program)
@@ -79,17 +81,23 @@ def write(export: "Export") -> None:
         export.timed[f"{export.role}, ExecuTorch {kind}"] = measured.Timed(partial(Program, path), export.images, (1,))
 
 
-def opened(path: Path, what: str) -> Program:
-    """The program of a file. RunError where it has an operator that the runtime lacks."""
+def opened(path: Path, example: Tensor, what: str) -> Program:
+    """The program of a file, which ran once. RunError where the runtime lacks an operator, or needs another PyTorch."""
     with exporting(what, "ExecuTorch"):
-        return Program(path)
+        found = Program(path)
+    try:
+        found(example)
+    except RuntimeError as e:
+        both = f"executorch {version('executorch')} does not run with torch {torch.__version__}"
+        raise RunError(f"{path.name}: {both} ({next(iter(str(e).splitlines()), '')}); use the versions of constraints.txt") from None
+    return found
 
 
 def check_resize(export: "Export") -> None:
     """Compares the resizing of the preprocessing with load_model's. RunError where they differ by more than one grey level."""
     path, what = export.folder / "front.pte", "the preprocessing"
     path.write_bytes(lowered(export, export.front, what, {}))
-    check = measured.resize_check(opened(path, what), export.run.preprocess, export.run.data.shape, export.run.data.std)
+    check = measured.resize_check(opened(path, export.example(1), what), export.run.preprocess, export.run.data.shape, export.run.data.std)
     export.report["preprocessing_executorch"] = {"resize": check}
     path.unlink()
 
@@ -107,14 +115,15 @@ def lowered(export: "Export", net: nn.Module, what: str, metadata: dict[str, str
         return edge.to_executorch().buffer
 
 
-def quantised(core: torch.export.ExportedProgram, x: Tensor, what: str) -> tuple[nn.Module, bool]:
+def quantised(core: torch.export.ExportedProgram, x: Tensor, s: Tensor, what: str) -> tuple[nn.Module, bool]:
     """(The network of a program with 8-bit weights and activations, whether its weights have a scale per channel).
 
-    core: normalised images (N, C, H, W) -> logits (N, K). x: calibration images (n, C, H, W). RunError where it cannot be quantised.
+    core: normalised images (N, C, H, W) -> logits (N, K). x: calibration images (n, C, H, W). s: the float student's logits (n, K)
+    of x. RunError where it cannot be quantised.
     """
     with exporting(what, "int8"), torch.no_grad():
         nets = [quantised_once(core.module(), x, per_channel) for per_channel in (False, True)]
-        s, *found = (torch.cat([net(part) for part in x.split(CALIBRATED)]) for net in (core.module(), *nets))
+        found = [torch.cat([net(part) for part in x.split(CALIBRATED)]) for net in nets]
     per_channel = measured.per_channel_helps(*(kl(q, s).item() for q in found))
     return nets[per_channel], per_channel
 

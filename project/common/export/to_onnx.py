@@ -26,7 +26,7 @@ def write(export: "Export") -> None:
         return to_bytes(behind(model, front) if front else model, export.metadata() | metadata)
 
     def small(core: torch.export.ExportedProgram) -> tuple[bytes, bool]:
-        model, per_channel = quantised(to_model(core, what), export.calibration, what)
+        model, per_channel = quantised(to_model(core, what), export.calibration, export.target, what)
         return content(bare(model), weights="int8"), per_channel
 
     path = export.save(f"{export.role}.onnx", content(to_model(export.core, what)))

@@ -33,7 +33,8 @@ class Export:
 
     report: what export.json will hold. view: test images -> what the files take; images: up to 128 of these, (n, C, H, W).
     core: the program of the net, normalised images (N, C, H, W) -> logits. timed: the nets whose latency is measured.
-    calibration: normalised images (n, C, H, W) of --int8. programs_to_quantise: [core, that of the net trained with --qat].
+    calibration, target: normalised images (n, C, H, W) of --int8, and the net's logits (n, K) of them.
+    programs_to_quantise: [core, that of the net trained with --qat].
     """
 
     def __init__(self, args: ExportOptions, run: Finished, folder: Path):
@@ -96,9 +97,11 @@ class Export:
     def quantisable(self) -> list[torch.export.ExportedProgram]:
         """The programs whose 8-bit files are made one after the other; the last ones stay."""
         self.calibration = calibration_images(self.args, self.run)
+        self.target = torch.cat([self.run.net(x) for x in self.calibration.split(500)])
         if not self.args.qat:
             return [self.core]
-        net, self.report["qat"] = qat.train(self.core.module(), self.calibration, self.args.qat, self.args.qat_lr, self.args.seed)
+        training = self.args.qat, self.args.qat_lr, self.args.seed
+        net, self.report["qat"] = qat.train(self.core.module(), self.calibration, self.target, *training)
         return [self.core, self.program(net)]
 
     def behind_front(self, net: nn.Module) -> nn.Module:
