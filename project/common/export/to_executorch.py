@@ -53,7 +53,8 @@ class Program:
     def __init__(self, path: Path, threads: int = 1):
         with silent():
             _unsafe_reset_threadpool(threads)
-            self.method = Runtime.get().load_program(path).load_method("forward")
+            self.program = Runtime.get().load_program(path)  # kept: its method reads its memory
+            self.method = self.program.load_method("forward")
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([self.method.execute([image.contiguous()])[0] for image in x.split(1)])
