@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +27,9 @@ from .utils import check_regular, holding, remove_remains, rng_state, run_folder
 from .weights import StateDict
 
 SAVE_EVERY = 1.0  # seconds; epochs shorter than this are not saved one by one
-LOCK_WAIT = 5.0  # seconds; the processes of a killed run that read data hold its lock a moment longer
+WAIT = "LOCK_WAIT"  # environment variable: seconds that a run waits for another process that runs it
+LOCK_WAIT = float(os.environ.get(WAIT, 5))  # the processes of a killed run that read data hold its lock a moment longer
+PROCESS = "process.json"  # in the logs: host, pid and device of the process that runs the run, or was the last to do so
 
 
 class Record:
@@ -77,6 +81,10 @@ class Record:
         if not self.args.dry_run:
             keep_tracebacks(self.logs)
 
+    def note_process(self, device: str) -> None:
+        """Writes down which process runs this run, for `table.py --watch`. device: its name."""
+        save_text(self.logs / PROCESS, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "device": device}) + "\n")
+
     # ---- an earlier run in the folder
 
     def refuse_inputs_inside(self) -> None:
@@ -94,7 +102,7 @@ class Record:
         self.claimed = True
         for folder in (self.folder, self.logs):
             aside, moving = aside_of(folder), folder.with_name(f"{folder.name}.moving")
-            for path in [path for path in folder.iterdir() if path.name not in (".lock", "output.log")]:
+            for path in [path for path in folder.iterdir() if path.name not in (".lock", "output.log", PROCESS)]:
                 if aside.exists():  # with the last run that has saved an epoch: the one in the folder has not
                     delete(path)
                 else:

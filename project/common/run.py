@@ -79,6 +79,7 @@ class Run:
         self.record = Record(file.stem, args)
         transfer = Transfer(self.record.folder / "transfer.safetensors", fresh=args.overwrite)
         self.record.take_up(transfer.about)
+        self.record.note_process(device_name(self.device))
         stop = Stop(self.record, self.command)
         teacher_content = self.find_teacher() if args.teacher else None
         self.teacher_meta = teacher_content[2] if teacher_content else {}

@@ -24,6 +24,7 @@ from .utils import clock
 
 ENDED = ("done", "failed")
 BUSY = "another process is running this run"  # what a run says whose lock is held
+STATUS = "ended with status "  # how a run's output ends that Snakemake ran and that failed
 LAST = 2**16  # bytes at the end of a run's output in which the reason of a failure is looked for
 NUMBER = of((int, float), "a number")
 SHOT = tuple_of(2, NUMBER)  # an accuracy, and half the width of its interval
@@ -134,16 +135,22 @@ class Runner:
                 process.kill()
                 process.wait()
 
+    def fail_blocked(self, task: Task) -> bool:
+        """Whether a need of this task has failed, and so the task, too."""
+        if failed := [n for n in task.needs if n.state == "failed"]:
+            task.fail(f"{failed[0]} failed")
+            self.report_end(task, f"{task}: not run, {task.why}")
+        return bool(failed)
+
     def start_ready(self) -> None:
         """Starts runs whose needs are done, while fewer than `jobs` are running. A failed need fails the run.
 
         A run that another process runs is waited for; what that leaves in the folder counts.
         """
         for task in [t for t in self.todo if t.state in ("missing", "waiting")]:
-            if failed := [n for n in task.needs if n.state == "failed"]:
-                task.fail(f"{failed[0]} failed")
-                self.report_end(task, f"{task}: not run, {task.why}")
-            elif len(self.running) < self.jobs and all(n.state == "done" for n in task.needs):
+            if self.fail_blocked(task):
+                continue
+            if len(self.running) < self.jobs and all(n.state == "done" for n in task.needs):
                 if is_locked(task.folder):
                     self.wait(task)
                     continue
@@ -230,9 +237,14 @@ class Server:
                 self.process.wait()
 
 
+def threads_of(jobs: int) -> str:
+    """The number of threads of each of `jobs` runs, as a text: OMP_NUM_THREADS, or cores / jobs."""
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+
+
 def environment(jobs: int) -> dict[str, str]:
-    """The environment of a process of the table: cores / jobs threads; it ends when its standard input is closed."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ | {PARENT: "1"}
+    """The environment of a process of the table, which ends when its standard input is closed."""
+    return os.environ | {"OMP_NUM_THREADS": threads_of(jobs), PARENT: "1"}
 
 
 def launch(task: Task, jobs: int, gpu: int | None) -> subprocess.Popen:
@@ -257,23 +269,29 @@ def visible_device(gpu: int) -> str:
     return mine.split(",")[gpu] if mine else str(gpu)
 
 
-def finish_task(task: Task, status: int) -> None:
-    """Reads the result of a run that has ended with this exit status, or the reason of its failure in its output."""
+def finish_task(task: Task, status: int | None) -> None:
+    """Reads the result of a run that has ended with this exit status (None: unknown), or the reason of its failure in its output."""
     if status == 0:
         task.load_result()
     if task.state not in ENDED:
         task.fail(reason(task, status))
 
 
-def reason(task: Task, status: int) -> str:
-    """Why a run has failed: the last error line of its own output, else its last line, with exit status or signal."""
+def last_lines(task: Task) -> list[str]:
+    """The last lines of this attempt's output, without empty ones."""
     text = b""
     with contextlib.suppress(OSError), open(task.log, "rb") as f:
         f.seek(max(task.begins, f.seek(0, os.SEEK_END) - LAST))
         text = f.read()
-    lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+    return [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+
+
+def reason(task: Task, status: int | None) -> str:
+    """Why a run has failed: the last error line of its own output, else its last line, with exit status or signal."""
+    lines = [line for line in last_lines(task) if not line.startswith(STATUS)]
     errors = [line for line in lines if line.startswith(f"{task.script}.py: ")]
-    if status < 0 and not errors:
+    if (status is None or status < 0) and not errors:
+        how = f"by signal {-status} ({signal.strsignal(-status)})" if status else "without an exit status (killed, or its machine failed)"
         after = f" after: {lines[-1]}" if lines else ""
-        return f"it was ended by signal {-status} ({signal.strsignal(-status)}){after} ({task.log})"
-    return f"{([*lines, *errors] or ['no output'])[-1]} (status {status}, {task.log})"
+        return f"it was ended {how}{after} ({task.log})"
+    return f"{([*lines, *errors] or ['no output'])[-1]} ({'' if status is None else f'status {status}, '}{task.log})"

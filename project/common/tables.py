@@ -8,7 +8,7 @@ import graphlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from .cli import UsageError
 from .csv_files import ROOT, published_names, read_text, shown, split_pair
 from .datasets import spec_of
 from .options import MAX_SEED
-from .utils import lookup
+from .utils import lookup, matching
 from .values import check as check_option
+from .values import short
 
 Check = Callable[[Any, str], None]
 LARGEST = 2**63 - 1
+MANY = {"ge": 1, "le": 10_000}  # seeds of a table
 
 
 # ---- checks of a value
@@ -244,3 +246,48 @@ def check_row(row: dict, place: str, has_budgets: bool) -> None:
         raise UsageError(f"{place}.alone does not go with {min(more)}, which takes a teacher; leave one of them out")
     if has_budgets and "query_budget" in row.get("options", {}):
         raise UsageError(f"{place}.options.query_budget does not go with budgets, which sets it; leave one of them out")
+
+
+# ---- what the command line selects
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds that --seeds gives: `3` is 0, 1, 2; `0-4` and `0,2,5-7` are ranges and lists. UsageError for anything else."""
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip(), re.ASCII):
+        check_option("seeds", int(text), MANY)
+        return list(range(int(text)))
+    found = []
+    for part in text.split(","):
+        if not (ends := re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part.strip(), re.ASCII)):
+            what = "a number of seeds (3 is 0, 1, 2), a range (0-4) or a list (0,2,5-7)"
+            raise UsageError(f"--seeds {short(text)}: it must be {what}")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if first > last:
+            raise UsageError(f"--seeds {short(text)}: the range {part.strip()} is empty; give {last}-{first}")
+        if last > MAX_SEED:
+            raise UsageError(f"--seeds {short(text)}: seed {last} is too large; the largest is {MAX_SEED}")
+        check_option("seeds", last - first + len(found) + 1, MANY)
+        found += range(first, last + 1)
+    return list(dict.fromkeys(found))
+
+
+def rows_named(given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The rows that --only names, each by its name or a unique beginning; several with commas. UsageError for others."""
+    found = []
+    for text in given:
+        whole = text if row_meant(text, names) else None  # names of rows may have commas
+        for word in [whole] if whole else text.split(","):
+            name = row_meant(word, names) or lookup(word.strip(), names, "row for --only")
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def row_meant(text: str, names: Sequence[str]) -> str | None:
+    """The row with this name, or the only one that begins so (without regard to case); None for none. UsageError for several."""
+    text = text.strip()
+    if text in names or (name := matching(text, names)):
+        return text if text in names else name
+    begin = [name for name in names if text and name.lower().startswith(text.lower())]
+    if len(begin) > 1:
+        raise UsageError(f"--only {short(text)}: several rows begin so: {', '.join(begin)}; give more of the name")
+    return begin[0] if begin else None
