@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from .api.options import ApiOptions
@@ -231,6 +232,7 @@ def check_normalisation(value: str, option: str) -> None:
 # ---- the command line
 
 
+@cache
 def described(cls: type[RunOptions]) -> dict[str, dict]:
     """{option: {help, bounds, alias, group}}, each as the nearest class that gives it says."""
     found = {}
@@ -251,15 +253,14 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     """
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv]
-    options = described(cls)
-    given = vars(parser_of(cls, options, script, epilog).parse_args(argv))
+    given = vars(parser_of(cls, script, epilog).parse_args(argv))
     given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
-    check_all(args, options)  # before presets, which look names up
+    check_all(args)  # before presets, which look names up
     for name, value in presets_of(args).items():
         if name not in given:
             setattr(args, name, value)
-    check_all(args, options)
+    check_all(args)
     args.validate()
     return args
 
@@ -272,13 +273,14 @@ def presets_of(args: RunOptions) -> dict[str, Any]:
     return found
 
 
-def check_all(args: RunOptions, options: dict[str, dict]) -> None:
-    """UsageError for a value that `check` refuses; options: of `described`."""
-    for name, about in options.items():
+def check_all(args: RunOptions) -> None:
+    """UsageError for a value that `check` refuses."""
+    for name, about in described(type(args)).items():
         check(name, getattr(args, name), about["bounds"])
 
 
-def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epilog: str) -> Parser:
+@cache  # a table parses thousands of command lines
+def parser_of(cls: type[RunOptions], script: str, epilog: str) -> Parser:
     doc = inspect.getdoc(sys.modules[cls.__module__]) or ""
     if cls.NEEDS:
         doc += f"\n\nNeeds: a teacher that answers {cls.NEEDS} or more (hard < topk < soft < logits < inside)."
@@ -286,7 +288,7 @@ def parser_of(cls: type[RunOptions], options: dict[str, dict], script: str, epil
     parser = Parser(prog=script, usage=f"python {script} [options]", description=doc, epilog=epilog, **how)
     groups = {name: parser.add_argument_group(f"{name} options") for name in GROUPS}
     for f in sorted(fields(cls), key=lambda f: f.name not in inspect.get_annotations(cls)):  # a script's own come first
-        about = options[f.name]
+        about = described(cls)[f.name]
         names, add = [f"--{n}" for n in (f.name, *about["alias"])], groups[about["group"]].add_argument
         text = about["help"].replace("%", "%%")
         if f.type is bool:  # --NAME and --no_NAME, of which help shows the one that changes something

@@ -29,7 +29,7 @@ class Plan:
         self.rows = {row["name"]: row for row in table["rows"]}
         others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
         self.pairs = {pair: split_pair(pair) for pair in [*table["pairs"], *others]}
-        self.cells, self.by_folder, self.servers = {}, {}, {}
+        self.cells, self.by_folder, self.servers, self.read = {}, {}, {}, {}
         for pair, seed, row in itertools.product(table["pairs"], table["seeds"], table["rows"]):
             try:
                 self.add_row(pair, row, seed)
@@ -71,6 +71,9 @@ class Plan:
 
         fixed: options that the table sets itself. options: those of its row. UsageError for a wrong option.
         """
+        asked = repr((script, seed, fixed, options))
+        if asked in self.read:
+            return self.read[asked]
         fixed = {"dataset": self.dataset} | fixed | {"seed": seed}
         given = fixed | self.table.get("options", {}) | self.table.get("scripts", {}).get(script, {}) | options
         given |= {k: v for k, v in self.roots.items() if v != k.removesuffix("_dir")}
@@ -81,7 +84,7 @@ class Plan:
         for k, v in ({"teacher": "", "overwrite": False, "extend": False, "dry_run": False} | fixed | self.roots).items():
             if getattr(args, k) != v:
                 raise UsageError(f"{script}.py: --{k} is {getattr(args, k)}, and a table sets it itself ({v}); leave it out of the options")
-        return given, args
+        return self.read.setdefault(asked, (given, args))
 
     def task(self, script: str, seed: int, fixed: dict, options: dict | None = None, needs: Sequence[Task] = ()) -> Task:
         """Returns the run of a script; see read_options. Equal requests get the same Task."""
