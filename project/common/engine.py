@@ -53,6 +53,8 @@ class Snakemake(Runner):
         check_installed()
         self.out, self.log, self.given = out, out / "snakemake.log", words_of(engine_args)
         self.elsewhere, self.profile = is_elsewhere(self.given)
+        if odd := next((str(p) for t in self.todo for p in (result_of(t), t.log.absolute()) if {*"{}"} & {*str(p)}), ""):
+            raise UsageError(f"--engine snakemake: {odd} has braces, which are wildcards for Snakemake; use folders without them")
         if any(t.server for t in self.todo):
             raise UsageError("--engine snakemake: the table starts a server of its teacher on this machine (serve); leave --engine out")
         if self.gpus > 1 and not self.elsewhere and any(on_gpu(t, self.gpus) for t in self.todo):
@@ -120,15 +122,11 @@ class Snakemake(Runner):
         outputs = {id(t): last_lines(t) for t in left}
         if status and len(left) == len(self.todo) and not any(outputs.values()):
             raise RunError(f"Snakemake ran nothing: {self.last_error()} ({self.log})")
-        for task in left:
+        for task in (t for t in left if not self.fail_blocked(t)):  # a run stands behind those that it needs
             if lines := outputs[id(task)]:
                 finish_task(task, status_in(lines[-1]))
-                self.report_end(task)
-        blocked = True
-        while blocked:
-            blocked = [t for t in left if t.state not in ENDED and self.fail_blocked(t)]
-        for task in (t for t in left if t.state not in ENDED):
-            task.fail(f"Snakemake did not run it: {self.last_error()} ({self.log})")
+            else:
+                task.fail(f"Snakemake did not run it: {self.last_error()} ({self.log})")
             self.report_end(task)
 
     def last_error(self) -> str:
@@ -201,7 +199,8 @@ def snakefile(rules: dict[str, Task], threads: int, gpus: int) -> str:
         parts += [f"    input:\n{needs}"] if needs else []
         parts += [f"    output: {quoted(result_of(task))}\n    log: {quoted(task.log.absolute())}\n    threads: {threads}\n"]
         parts += ["    resources: gpu=1\n"] if on_gpu(task, gpus) else []
-        text.append("".join([*parts, f"    shell: {quoted(shell)}\n"]))
+        shell = quoted(shell).replace("{", "{{").replace("}", "}}")  # braces would stand for Snakemake's values
+        text.append("".join([*parts, f"    shell: {shell}\n"]))
     return "\n\n".join(text)
 
 
@@ -211,5 +210,5 @@ def result_of(task: Task) -> Path:
 
 
 def quoted(text: object) -> str:
-    """A text of a Snakefile: a Python string in which braces stand for themselves."""
-    return json.dumps(str(text)).replace("{", "{{").replace("}", "}}")
+    """A text as a string of a Snakefile, which is Python."""
+    return json.dumps(str(text))
