@@ -11,7 +11,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, 
     """(mean difference of a - b, its 95 % interval (low, high) of Student's t, exact two-sided p) for values paired by seed.
 
     The p is that of the permutation test on the signs of the differences, all 2^n of them: its smallest value is 2 / 2^n. Beyond
-    20 pairs it is of 2^20 random ones.
+    20 pairs it is of 2^17 random ones: its standard error at 5 % is 0.06 %.
     The interval is None with fewer than two pairs.
     """
     from scipy import stats  # slow to import, and of use to the table alone
@@ -20,7 +20,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, 
     if len(d) < 2:
         return float(d.mean()), None, 1.0
     half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d.tolist()) / math.sqrt(len(d))
-    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** min(len(d), 20)), "vectorized": True, "batch": 2**14}
+    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** (len(d) if len(d) <= 20 else 17)), "vectorized": True, "batch": 2**14}
     p = stats.permutation_test((d,), lambda x, axis: np.mean(x, axis), **how, rng=0).pvalue if np.any(d) else 1.0
     return float(d.mean()), (float(d.mean() - half), float(d.mean() + half)), float(p)
 
