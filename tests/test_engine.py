@@ -160,6 +160,21 @@ def test_wrong_arguments_of_snakemake_are_one_line(tiny):
     assert "\n" not in str(e.value) and not (tiny.home / "home/c").exists()
 
 
+def test_snakemake_ends_when_the_table_ends(tmp_path):
+    """It takes the end of its standard input for Ctrl-C, although a shell's `&` had it ignore that. A stand-in is in the place of Snakemake."""
+    (tmp_path / "snakemake").mkdir()
+    (tmp_path / "snakemake/__init__.py").touch()
+    (tmp_path / "snakemake/cli.py").write_text("import time\ndef main(argv):\n    print(argv, flush=True)\n    time.sleep(60)\n")
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    command = [sys.executable, "-c", engine.CHILD, "--cores", "1"]
+    process = subprocess.Popen(command, **streams, env=os.environ | {"PYTHONPATH": str(tmp_path)}, preexec_fn=ignoring)
+    assert process.stdout.readline() == "['--cores', '1']\n"
+    process.stdin.close()
+    assert process.wait(20) != 0
+    process.stdout.close()
+
+
 def slurm():
     """Whether a controller of SLURM answers here, and the plugin is installed."""
     answers = shutil.which("sinfo") and subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=20).stdout.strip()

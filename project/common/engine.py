@@ -40,6 +40,7 @@ def end_with_parent():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores Ctrl-C
 threading.Thread(target=end_with_parent, daemon=True).start()
 sys.exit(main(sys.argv[1:]))
 """
@@ -102,7 +103,7 @@ class Snakemake(Runner):
     def stop_snakemake(self, process: subprocess.Popen) -> None:
         """Ends Snakemake and its runs, which save first; the second Ctrl-C ends those of this machine at once."""
         try:
-            os.killpg(process.pid, signal.SIGINT)
+            process.stdin.close()
             self.say("the runs save and stop; Ctrl-C again ends them at once")
             process.wait()
         except KeyboardInterrupt:

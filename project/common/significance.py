@@ -20,7 +20,12 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, 
     if len(d) < 2:
         return float(d.mean()), None, 1.0
     half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d.tolist()) / math.sqrt(len(d))
-    how = {"permutation_type": "samples", "n_resamples": max(9999, 2 ** (len(d) if len(d) <= 20 else 17)), "vectorized": True, "batch": 2**14}
+    how = {
+        "permutation_type": "samples",
+        "n_resamples": max(9999, 2 ** (len(d) if len(d) <= 20 else 17)),
+        "vectorized": True,
+        "batch": 2**14,
+    }
     p = stats.permutation_test((d,), lambda x, axis: np.mean(x, axis), **how, rng=0).pvalue if np.any(d) else 1.0
     return float(d.mean()), (float(d.mean() - half), float(d.mean() + half)), float(p)
 
