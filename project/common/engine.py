@@ -71,6 +71,7 @@ class Snakemake(Runner):
         threads = int(threads) if threads.isdecimal() else 1
         save_text(self.out / "Snakefile", snakefile(rules, threads, self.gpus))
         for task in rules.values():
+            task.log.parent.mkdir(parents=True, exist_ok=True)
             task.begins = task.log.stat().st_size if task.log.exists() else 0
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C
         process = self.start_snakemake(threads)
@@ -187,7 +188,10 @@ def on_gpu(task: Task, gpus: int) -> bool:
 
 
 def snakefile(rules: dict[str, Task], threads: int, gpus: int) -> str:
-    """The text of a Snakefile. rules: {name: run}; threads: of each run; gpus: of this machine."""
+    """The text of a Snakefile. rules: {name: run}; threads: of each run; gpus: of this machine.
+
+    A rule's command writes the output itself: Snakemake would empty a file named as `log` at each attempt.
+    """
     names = {id(task): name for name, task in rules.items()}
     targets = "".join(f"        {quoted(result_of(task))},\n" for task in rules.values())
     text = ["# Written by table.py: the runs of a table that are missing.\n\nrule all:\n    input:\n" + targets]
@@ -198,7 +202,7 @@ def snakefile(rules: dict[str, Task], threads: int, gpus: int) -> str:
         shell = f"cd {shlex.quote(os.getcwd())} && {WAIT}={A_DAY} {command} >> {log} 2>&1 || {noted}"
         parts = [f"rule {name}:\n"]
         parts += [f"    input:\n{needs}"] if needs else []
-        parts += [f"    output: {quoted(result_of(task))}\n    log: {quoted(task.log.absolute())}\n    threads: {threads}\n"]
+        parts += [f"    output: {quoted(result_of(task))}\n    threads: {threads}\n"]
         parts += ["    resources: gpu=1\n"] if on_gpu(task, gpus) else []
         shell = quoted(shell).replace("{", "{{").replace("}", "}}")  # braces would stand for Snakemake's values
         text.append("".join([*parts, f"    shell: {shell}\n"]))
