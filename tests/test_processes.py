@@ -30,7 +30,14 @@ def environments(n):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     paths = os.pathsep.join(str(ROOT / name) for name in ("project", "tests"))
-    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    shared = {
+        "WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": paths,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
     return [os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(n)]
 
 
@@ -173,7 +180,6 @@ def test_torchrun_runs_a_script_and_the_same_command_finds_it_finished(trained, 
     ],
 )
 def test_what_cannot_be_divided_is_refused(name, options, words, script, monkeypatch):
-    monkeypatch.setattr(processes, "join_others", lambda: None)
     monkeypatch.setattr(processes, "first_and_then", lambda make: make())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match=words):

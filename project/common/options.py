@@ -15,7 +15,7 @@ from .blackbox import rank
 from .cli import UsageError
 from .losses import Scale
 from .utils import is_url, run_name
-from .values import check, interval, normalisation, real, whole
+from .values import check, check_normalisation, interval, real, whole
 
 MAX_SEED = 2**32 - 1
 GROUPS = ("method", "server", "export", "access", "training", "data", "teacher", "API", "run")  # of --help, in this order
@@ -222,11 +222,6 @@ class KLOptions(TransferOptions):
         if self.standardise and self.response == "hard":
             raise UsageError("--standardise with --response hard: a class has no logits to standardise; use soft answers, or leave it out")
         self.NEEDS = "topk" if self.standardise and self.NEEDS == "hard" else self.NEEDS
-
-
-def check_normalisation(value: str, option: str) -> None:
-    """UsageError for a value of no kind; whether the numbers are as many as the channels is seen with the data."""
-    normalisation(value, 3 if value.count(",") == 5 else 1, option)
 
 
 # ---- the command line

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -51,7 +52,7 @@ def local_rank() -> int:
 def join_others() -> None:
     """Connects this process to the others; all but the first fall silent and leave signals to it. UsageError where nothing answers."""
     global hook
-    if world_size() == 1 or dist.is_initialized():
+    if dist.is_initialized():
         return
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
@@ -98,6 +99,7 @@ def first_and_then(make: Callable[[], object]) -> object:
     """make(), by the first process and then by the others, before any goes on. An error of the first is raised in all of them."""
     if world_size() == 1:
         return make()
+    join_others()
     found, error = None, [None]
     if rank() == 0:
         try:
@@ -150,12 +152,12 @@ class Divide(torch.autograd.Function):
     """x (N, ...) -> this process's rows; the gradient is joined, so that it is whole again."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         ctx.n = len(x)
         return x[part(len(x))]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return gather(gradient, ctx.n)
 
 
@@ -163,12 +165,12 @@ class Join(torch.autograd.Function):
     """This process's rows -> all n rows; the gradient of the own rows goes back."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, n: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, n: int) -> Tensor:
         ctx.n = n
         return gather(x, n)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient[part(ctx.n)], None
 
 
@@ -176,11 +178,11 @@ class Each(torch.autograd.Function):
     """What each process has as a whole; of the gradient each has 1 / world_size, so that the parts add up to it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return gradient / world_size()
 
 
@@ -188,11 +190,11 @@ class Whole(torch.autograd.Function):
     """What each process has as a whole; the gradient is the sum of the processes' parts."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return Sum.forward(ctx, gradient)
 
 
@@ -200,14 +202,14 @@ class Sum(torch.autograd.Function):
     """The sum over the processes, forward and backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         x = x.clone()
         with together():
             dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return Sum.forward(ctx, gradient)
 
 

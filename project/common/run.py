@@ -51,8 +51,7 @@ from .weights import StateDict
 
 def start(Args: type[Base], argv: list[str] | None = None) -> "Run":
     """A Run for the options in `argv` (the command line if None). Raises Finished where the run is finished."""
-    processes.join_others()
-    return processes.first_and_then(lambda: Run(Args, argv))
+    return processes.first_and_then(partial(Run, Args, argv))
 
 
 class Run:

@@ -100,3 +100,8 @@ def normalisation(value: str, channels: int, option: str) -> tuple[tuple[float, 
         what = f"{', '.join(NORMALISATIONS)}, or mean and std above 0 ({counts} numbers): mean from 0 to 1, std from 0.001 to 10"
         raise UsageError(f"{option} {value}: there are {what}")
     return tuple(mean * (channels // len(mean))), tuple(std * (channels // len(std)))
+
+
+def check_normalisation(value: str, option: str) -> None:
+    """UsageError for a value of no kind; whether the numbers are as many as the channels is seen with the data."""
+    normalisation(value, 3 if value.count(",") == 5 else 1, option)
