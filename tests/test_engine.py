@@ -23,6 +23,7 @@ import KD
 import pytest
 import table
 from conftest import ROOT
+from filelock import FileLock
 
 from common import engine, runner, watching
 from common.options import flags
@@ -256,6 +257,15 @@ def test_what_cannot_run_with_snakemake_is_one_line(tmp_path, monkeypatch):
     assert start("--executor slurm").elsewhere
 
 
+def test_one_process_at_a_time_runs_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "check_installed", lambda: None)
+    jobs = engine.Snakemake(tasks_of(*ROWS, folder=tmp_path), 1, tmp_path / "x", "")
+    (tmp_path / "x").mkdir()
+    with FileLock(tmp_path / "x/.lock"), pytest.raises(UsageError, match="another process runs this table with Snakemake .*--watch"):
+        jobs.run()
+    assert not (tmp_path / "x/Snakefile").exists()
+
+
 @pytest.mark.parametrize("output, words", [
     ("epoch 1\nCE.py: no images\nended with status 2\n", "CE.py: no images (status 2, {log})"), ("epoch 1\nended with status 137\n", "it was ended by signal 9 (Killed) after: epoch 1 ({log})"),
     ("epoch 1\n", "it was ended without an exit status (killed, or its machine failed) after: epoch 1 ({log})"), ("CE.py: no images\n", "CE.py: no images ({log})"), ("", "Snakemake did not run it: Error: no node (out/snakemake.log)"),
@@ -363,6 +373,12 @@ def test_a_process_of_this_machine_runs_until_it_is_gone(run):
     assert watching.view_of(task).state == "stopped"
     process.wait()
     assert watching.view_of(task).state == "stopped"
+
+
+def test_a_run_notes_its_process(script):
+    script("CE", epochs=1, lamda=0.2)
+    task = runner.Task("CE", {}, CE.Args(), script.home / "c", script.home / "logs/CE/Digits/ResNet8/seed0/output.log")
+    assert watching.process_of(task) == {"host": socket.gethostname(), "pid": os.getpid(), "device": "CPU, 1 thread"}
 
 
 def test_what_waits_is_counted_by_what_it_waits_for(run, capsys, tmp_path):

@@ -17,10 +17,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .cli import PARENT, RunError, UsageError
 from .record import WAIT
 from .runner import ENDED, STATUS, Runner, Task, finish_task, last_lines, threads_of
-from .utils import save_text
+from .utils import letters, save_text
 
 OLDEST = 9  # major version of Snakemake
 A_DAY = 86_400  # seconds that a job waits for a run that another process (of a killed table) is still running
@@ -64,9 +66,10 @@ class Snakemake(Runner):
 
     def run(self) -> None:
         """Runs until Snakemake ends. On Ctrl-C or SIGTERM it stops the runs, which save first, and raises KeyboardInterrupt."""
-        rules = {f"{t.script}_{i}": t for i, t in enumerate(self.todo) if not self.fail_blocked(t)}
+        rules = {f"{t.script}_{letters(str(t.folder))}": t for t in self.todo if not self.fail_blocked(t)}
         if not rules:
             return
+        self.lock()
         threads = threads_of(self.jobs)
         threads = int(threads) if threads.isdecimal() else 1
         save_text(self.out / "Snakefile", snakefile(rules, threads, self.gpus))
@@ -89,6 +92,15 @@ class Snakemake(Runner):
             signal.signal(signal.SIGTERM, former)
         self.take_results()
         self.explain(process.returncode)
+
+    def lock(self) -> None:
+        """Locks the folder until this process ends. UsageError where another process has it."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.held = FileLock(self.out / ".lock")
+        try:
+            self.held.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"another process runs this table with Snakemake ({self.out}); wait for it, or show it with --watch") from None
 
     def start_snakemake(self, threads: int) -> subprocess.Popen:
         """Starts Snakemake, and returns its process. It and the runs that it starts here end when their standard input is closed."""
@@ -116,7 +128,8 @@ class Snakemake(Runner):
         """Notes the runs that have a result by now."""
         for task in (t for t in self.todo if t.state not in ENDED and (t.folder / "result.json").exists()):
             task.load_result()
-            self.report_end(task)
+            if task.state in ENDED:
+                self.report_end(task)
 
     def explain(self, status: int) -> None:
         """Gives each run without a result its reason. RunError where Snakemake ended before any run began."""
