@@ -4,10 +4,12 @@
 
 Images of MNIST's shape (1 x 32 x 32), ResNet32 to ResNet8, batch size 128, the scripts' default options. A row prints the median time of
 the script, that of the bare arithmetic, and the median of the rounds' ratios. Both sides are timed in turn in each round, so that other
-jobs on the machine slow down both.
+jobs on the machine slow down both. The floor is the machine's: the FLOPs of the bare arithmetic (convolutions and matrix products) divided
+by the FLOPs per second of a large float32 matrix product, which is timed in each round, too.
 
     KD ... DB3KD      an epoch on bought responses with log and states; bare: forward pass, backward pass and SGD step of the same student
                       on prepared data (AL: also those of the critic; AM: on mixes that are made at each step)
+    LeNet5            an epoch of teacher.py with LeNet5 at 28 pixels, batch size 1024; bare: its passes on prepared data
     the usual way     an epoch of KD in usual research code: torchvision data set, PIL transforms, DataLoader; the teacher is queried and
                       the loss is read at every step; bare: as for KD
     DAFL, MEKD        a step; bare: the passes of the networks in it; MEKD with new images at every step, and with images bought once
@@ -32,6 +34,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import AL
@@ -43,6 +46,7 @@ import KD
 import KN
 import MEKD
 import ML
+import teacher as teacher_script
 
 from common import datasets
 from common.blackbox import BlackBox
@@ -67,7 +71,8 @@ def noise_reader(n: int) -> Callable[[Path, bool], tuple[Tensor, Tensor]]:
 
 def script_epoch(script: ModuleType, home: str, device: torch.device, **options) -> float:
     """Returns the median time in seconds of an epoch of a script."""
-    shared = {"dataset": "noise", "teacher": "ResNet32", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
+    shared = {"dataset": "noise", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
+    shared |= {} if script is teacher_script else {"teacher": "ResNet32"}
     places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device.type}
     with contextlib.redirect_stdout(io.StringIO()):
         return script.main(flags(**shared | places | options))["epoch_seconds"]
@@ -82,6 +87,20 @@ def timed(f: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def product(device: torch.device) -> tuple[Callable[[], object], float]:
+    """Returns (a float32 product of two large matrices, its FLOPs)."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device) for _ in range(2))
+    return lambda: a @ b, 2.0 * n**3
+
+
+def flops_of(f: Callable[[], object]) -> int:
+    """Returns the FLOPs of the convolutions and matrix products in f()."""
+    with FlopCounterMode(display=False) as counter:
+        f()
+    return counter.get_total_flops()
 
 
 def reset_peak(device: torch.device) -> None:
@@ -125,6 +144,19 @@ def bare_kd(x: Tensor, t: Tensor, device: torch.device, critic: nn.Module | None
                 adam.step()
             else:
                 step(kl(s, b, 5.0))
+
+    return epoch
+
+
+def bare_lenet(images: Tensor, y: Tensor, device: torch.device) -> Callable[[], None]:
+    """Returns a function that trains LeNet5 for an epoch on uint8 images (N, 1, H, W), of which it takes 28 x 28 pixels, with labels y."""
+    net = build("LeNet5", CLASSES, (1, 28, 28), device).to(memory_format=torch.channels_last)
+    step, x = trainer(net), images[:, :, :28, :28].float() / 127.5 - 1
+    batches = [*zip(x.split(1024), y.split(1024), strict=True)]
+
+    def epoch():
+        for a, b in batches:
+            step(F.cross_entropy(net(a), b))
 
     return epoch
 
@@ -254,12 +286,17 @@ def main():
     def compare(name, script_time, bare, unit=1):  # script_time() returns seconds; bare() runs the bare arithmetic; unit: steps in it
         if not name.startswith(args.only):
             return
-        bare()  # warm-up
+        share = flops_of(bare) / product_flops  # and warm-up
         reset_peak(device)
-        rounds = [(script_time(), timed(bare, device)) for _ in range(args.rounds)]
-        a, b = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
-        ratio = statistics.median(x / y for x, y in rounds)
-        print(f"{name:60} {a:10,.1f} ms {b:10,.1f} ms   {ratio:.2f}   peak {peak_mb(device):,} MiB", flush=True)
+        rounds = [(script_time(), timed(bare, device), share * min(timed(matmul, device) for _ in range(5))) for _ in range(args.rounds)]
+        a, b, floor = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
+        ratio, over = (statistics.median(r[0] / r[i] for r in rounds) for i in (1, 2))
+        peak = f"peak {peak_mb(device):,} MiB"
+        print(f"{name:55} {a:9,.1f} ms {b:9,.1f} ms  {ratio:.2f}   floor {floor:9,.1f} ms  {over:.2f}   {peak}", flush=True)
+
+    matmul, product_flops = product(device)
+    best = product_flops / min(timed(matmul, device) for _ in range(10))
+    print(f"float32 matrix product: {best / 1e9:,.0f} GFLOP/s", flush=True)
 
     with tempfile.TemporaryDirectory() as home:
         save(run_folder(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
@@ -271,6 +308,9 @@ def main():
             critic = AL.make_critic(CLASSES).to(device) if script is AL else None
             name = f"{script.__name__} epoch / bare student on prepared data"
             compare(name, lambda script=script, o=options: script_epoch(script, home, device, **o), bare_kd(x, t, device, critic))
+        small = {"model": "LeNet5", "img_size": 28, "batch_size": 1024}
+        lenet = bare_lenet(data.train.x, data.train.y, device)
+        compare("LeNet5 epoch / bare LeNet5 on prepared data", lambda: script_epoch(teacher_script, home, device, **small), lenet)
         usual = usual_kd(data.train.x.cpu(), teacher, device)
         compare("the usual way / bare student on prepared data", lambda: timed(usual, device), bare_kd(x, t, device))
         bare = bare_dafl(Generator(100, SHAPE).to(device, memory_format=torch.channels_last), teacher, device, n)

@@ -15,8 +15,9 @@ import composed
 import pytest
 import torch
 from conftest import QUICK, ROOT, SCRIPTS, home_flags, run
+from PIL import Image
 
-from common import processes
+from common import datasets, processes
 from common.options import flags
 from common.processes import part
 from common.utils import read_json
@@ -120,12 +121,39 @@ def test_without_synchronised_batch_norm_the_result_is_another(trained, tmp_path
     assert 1e-4 < max((a[k] - b[k]).abs().max() for k in a if k.endswith("running_var")) < 0.1
 
 
+def test_a_dry_run_takes_nothing_from_an_earlier_run_and_keeps_nothing(trained, tmp_path):
+    home = copy_of(trained, tmp_path)
+    job = "KD", options_of("KD") | {"compile": True, "epochs": 1}
+    run_together(home, [job])
+    before = sorted(home.rglob("*"))
+    (said, error), (silent, none) = run_together(home, [(job[0], job[1] | {"dry_run": True}), ("CE", options_of("CE") | {"dry_run": True})])
+    assert said.count("a dry run went through; nothing is kept") == 2 and (error, silent, none) == ("", "", "")
+    assert sorted(home.rglob("*")) == before
+
+
 def test_three_processes_and_batches_that_do_not_divide(trained, tmp_path):
     one, three = (copy_of(trained, tmp_path / n) for n in ("one", "three"))
     options = options_of("KD") | {"batch_size": 64}  # 259 images: batches of 64, and 3, which each process computes as a whole
     run("KD", one, **options)
     run_together(three, [("KD", options)], n=3)
     a, b = (weights(home, "KD")["student.pt"] for home in (one, three))
+    assert all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-5) for k in a)
+
+
+def test_images_that_are_read_at_every_pass_are_read_by_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 0)
+    pixels = torch.randint(0, 256, (44, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for i, x in enumerate(pixels):
+        path = tmp_path / "images" / ("train" if i < 33 else "test") / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(path)
+    options = {"dataset": f"folder:{tmp_path / 'images'}", "model": "ResNet8", "img_size": 12, "epochs": 2, "batch_size": 5}
+    options |= {"lr": 1e-3, "workers": 0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("teacher", one, **options)
+    (said, error), _ = run_together(two, [("streamed", options)])
+    assert error == "" and "2 processes" in said
+    a, b = (torch.load(next(home.rglob("teacher.pt")), weights_only=True)["model"] for home in (one, two))
     assert all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-5) for k in a)
 
 

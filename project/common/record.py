@@ -46,15 +46,12 @@ class Record:
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.monotonic(), 0.0
         self.name = run_name_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"
-        roots = (args.checkpoints_dir, args.logs_dir)
+        self.folder, self.logs = self.folders(args.checkpoints_dir, args.logs_dir)
         if args.dry_run or rank():
-            self.temporary = tempfile.TemporaryDirectory(prefix="dry_run_")
-            roots = (f"{self.temporary.name}/checkpoints", f"{self.temporary.name}/logs")
-        self.folder, self.logs = (run_folder(root, script, dataset_tag(args), self.name, args.seed) for root in roots)
-        if rank():  # all but the first of several processes work in a copy
-            shutil.copytree(
-                run_folder(args.checkpoints_dir, script, dataset_tag(args), self.name, args.seed), self.folder, ignore=lambda *_: [".lock"]
-            )
+            self.temporary, whole = tempfile.TemporaryDirectory(prefix="run_"), self.folder
+            self.folder, self.logs = self.folders(*(f"{self.temporary.name}/{name}" for name in ("checkpoints", "logs")))
+            if not args.dry_run:  # all but the first of several processes work in a copy
+                shutil.copytree(whole, self.folder, ignore=shutil.ignore_patterns(".lock"))
         self.claimed = not args.overwrite  # whether the folder is this run's
         if args.overwrite:
             self.refuse_inputs_inside()
@@ -62,6 +59,10 @@ class Record:
         self.open_folders()
         self.take_result()  # of a process that held the lock
         self.board = Board(self.logs)
+
+    def folders(self, *roots: str) -> list[Path]:
+        """The run's folder below each root."""
+        return [run_folder(root, self.script, dataset_tag(self.args), self.name, self.args.seed) for root in roots]
 
     def open_folders(self) -> None:
         """Makes both folders, and locks them for this process."""
