@@ -96,7 +96,7 @@ def test_a_round_of_am_has_at_least_an_epoch():
 @pytest.mark.parametrize("normalize", ["half", "unit", "0.2,0.4"])
 def test_generated_images_are_what_a_net_sees_of_pixels(normalize):
     from common.datasets import load
-    from common.options import normalisation
+    from common.values import normalisation
 
     data = load("Digits")
     data.mean, data.std = (torch.tensor(v).view(1, 1, 1, 1) for v in normalisation(normalize, 1, ""))

@@ -71,7 +71,7 @@ def weights(home, name, tag="two"):
 def options_of(name):
     own = {"model": "ResNet8", "lamda": 0.2} if name in ("teacher", "CE") else {"teacher": "ResNet8", "lamda": 0.2}
     small = {"DCGAN": {"lr": 1e-7}, "DAFL": {"lr_g": 1e-7}}  # Adam makes a whole step of a gradient that is rounding alone
-    return own | {"epochs": 2, "lr": 1e-3, "eval_every": 1, "tag": "two"} | QUICK.get(name, {}) | small.get(name, {})
+    return own | {"epochs": 1, "lr": 1e-4, "eval_every": 1, "tag": "two"} | QUICK.get(name, {}) | small.get(name, {})
 
 
 def copy_of(home, to):
@@ -81,63 +81,55 @@ def copy_of(home, to):
     return to
 
 
+OWN = options_of("KD") | {"sync_bn": False, "tag": "own"}
+UNEVEN = options_of("KD") | {"batch_size": 64, "tag": "uneven"}  # 259 images: batches of 64, and 3, which each process computes as a whole
+DRY = options_of("KD") | {"dry_run": True}
+
+
 @pytest.fixture(scope="module")
-def both(trained, tmp_path_factory):
-    """Homes in which every script has run: in one process, and in two together."""
-    one, two = (copy_of(trained, tmp_path_factory.mktemp(n)) for n in ("one", "two"))
+def homes(trained, tmp_path_factory):
+    """{number of processes: a home in which scripts have run in that many}."""
+    found = {n: copy_of(trained, tmp_path_factory.mktemp(f"of{n}")) for n in (1, 2, 3)}
     for name in SCRIPTS:
-        run(name, one, **options_of(name))
-    (said, errors), (silent, none) = run_together(two, [(name, options_of(name)) for name in SCRIPTS])
-    assert (errors, silent, none) == ("", "", "") and said.count(" 2 processes") == len(SCRIPTS)
-    return one, two
+        run(name, found[1], **options_of(name))
+    run("KD", found[1], **UNEVEN)
+    composed.main(["--checkpoints_dir", found[1]])
+    compose = {n: ("composed", {"checkpoints_dir": str(found[n])}) for n in found}
+    jobs = [*((name, options_of(name)) for name in SCRIPTS), ("KD", OWN), ("KD", DRY), compose[2]]
+    (said, error), (silent, none) = run_together(found[2], jobs)
+    assert (error, silent, none) == ("", "", "") and said.count(" 2 processes") == len(jobs) - 1
+    assert said.count("a dry run went through; nothing is kept") == 1
+    assert all(error == "" for _, error in run_together(found[3], [("KD", UNEVEN), compose[3]], n=3))
+    return found
+
+
+def same(a, b):
+    """Whether weights are equal up to rounding."""
+    return a.keys() == b.keys() and all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-5) for k in a)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_two_processes_train_what_one_trains(name, both):
-    one, two = (weights(home, name) for home in both)
-    assert one.keys() == two.keys() and one
-    for file, net in one.items():
-        for key, value in net.items():
-            assert torch.allclose(two[file][key].float(), value.float(), rtol=1e-4, atol=1e-5), (file, key)
-    a, b = (read_json(next((home / "checkpoints" / name).rglob("*-two/seed0/result.json"))) for home in both)
+def test_two_processes_train_what_one_trains(name, homes):
+    one, two = (weights(homes[n], name) for n in (1, 2))
+    assert one.keys() == two.keys() and one and all(same(one[file], two[file]) for file in one)
+    a, b = (read_json(next((homes[n] / "checkpoints" / name).rglob("*-two/seed0/result.json"))) for n in (1, 2))
     assert all(a[k] == b[k] for k in ("queries", "bytes", "private", "synthetic", "mixed", "images"))
     assert a.get("accuracy") == pytest.approx(b.get("accuracy"), abs=0.41)  # two of 500 images
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_gradients_through_several_nets_and_any_loss(n, tmp_path):
-    composed.main(["--checkpoints_dir", tmp_path])
-    (said, error), *_ = run_together(tmp_path, [("composed", {"checkpoints_dir": str(tmp_path)})], n)
-    assert (said, error) == ("saved\n", "")
-    one, more = (torch.load(tmp_path / f"composed-{k}.pt") for k in (1, n))
-    for key, value in one.items():
-        assert torch.allclose(more[key].float(), value.float(), rtol=1e-4, atol=1e-5), key
+def test_gradients_through_several_nets_and_any_loss(n, homes):
+    one, more = (torch.load(homes[k] / f"composed-{k}.pt") for k in (1, n))
+    assert same(one, more)
 
 
-def test_without_synchronised_batch_norm_the_result_is_another(trained, tmp_path):
-    home = copy_of(trained, tmp_path)
-    run_together(home, [("KD", options_of("KD")), ("KD", options_of("KD") | {"sync_bn": False, "tag": "own"})])
-    a, b = (weights(home, "KD", tag)["student.pt"] for tag in ("two", "own"))
+def test_without_synchronised_batch_norm_the_result_is_another(homes):
+    a, b = (weights(homes[2], "KD", tag)["student.pt"] for tag in ("two", "own"))
     assert 1e-4 < max((a[k] - b[k]).abs().max() for k in a if k.endswith("running_var")) < 0.1
 
 
-def test_a_dry_run_takes_nothing_from_an_earlier_run_and_keeps_nothing(trained, tmp_path):
-    home = copy_of(trained, tmp_path)
-    job = "KD", options_of("KD") | {"compile": True, "epochs": 1}
-    run_together(home, [job])
-    before = sorted(home.rglob("*"))
-    (said, error), (silent, none) = run_together(home, [(job[0], job[1] | {"dry_run": True}), ("CE", options_of("CE") | {"dry_run": True})])
-    assert said.count("a dry run went through; nothing is kept") == 2 and (error, silent, none) == ("", "", "")
-    assert sorted(home.rglob("*")) == before
-
-
-def test_three_processes_and_batches_that_do_not_divide(trained, tmp_path):
-    one, three = (copy_of(trained, tmp_path / n) for n in ("one", "three"))
-    options = options_of("KD") | {"batch_size": 64}  # 259 images: batches of 64, and 3, which each process computes as a whole
-    run("KD", one, **options)
-    run_together(three, [("KD", options)], n=3)
-    a, b = (weights(home, "KD")["student.pt"] for home in (one, three))
-    assert all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-5) for k in a)
+def test_three_processes_and_batches_that_do_not_divide(homes):
+    assert same(*(weights(homes[n], "KD", "uneven")["student.pt"] for n in (1, 3)))
 
 
 def test_images_that_are_read_at_every_pass_are_read_by_parts(tmp_path, monkeypatch):
@@ -154,7 +146,7 @@ def test_images_that_are_read_at_every_pass_are_read_by_parts(tmp_path, monkeypa
     (said, error), _ = run_together(two, [("streamed", options)])
     assert error == "" and "2 processes" in said
     a, b = (torch.load(next(home.rglob("teacher.pt")), weights_only=True)["model"] for home in (one, two))
-    assert all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-5) for k in a)
+    assert same(a, b)
 
 
 def test_parts_are_all_rows_once(monkeypatch):
@@ -165,37 +157,38 @@ def test_parts_are_all_rows_once(monkeypatch):
         assert rows == list(range(n)) and max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim, trained, tmp_path):
-    whole, cut = (copy_of(trained, tmp_path / n) for n in ("whole", "cut"))
-    job = ("KD", options_of("KD") | {"epochs": 60, "augment": "crop"})
-    run_together(whole, [job])
-    both = begin_together(cut, [job])
-    log = cut / "logs" / "KD" / "Digits" / "ResNet8_to_ResNet8-two" / "seed0" / "log.jsonl"
-    state = cut / "checkpoints" / "KD" / "Digits" / "ResNet8_to_ResNet8-two" / "seed0" / "state.pt"
-    end = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    both[victim].send_signal(signal.SIGKILL)
-    _, error = both[1 - victim].communicate(timeout=60)
-    told = error.splitlines()
-    assert len(told) == 1 and re.fullmatch(r"together\.py: KD: another process of this run has ended \(.*\); the same command .*", told[0])
-    assert 0 < len(log.read_text().splitlines()) < 60
+def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(trained, tmp_path):
+    whole, cut = (copy_of(trained, tmp_path / name) for name in ("whole", "cut"))
+    job, epochs = ("KD", options_of("KD") | {"epochs": 40, "augment": "crop"}), [0]
+    log, state = (cut / name / "KD" / "Digits" / "ResNet8_to_ResNet8-two" / "seed0" for name in ("logs", "checkpoints"))
+    for victim in (1, 0):
+        both, end = begin_together(cut, [job]), time.monotonic() + 60
+        while time.monotonic() < end and not ((state / "state.pt").exists() and len(lines_of(log)) > epochs[-1] + 1):
+            time.sleep(0.02)
+        both[victim].send_signal(signal.SIGKILL)
+        _, error = both[1 - victim].communicate(timeout=60)
+        assert re.fullmatch(r"together\.py: KD: another process of this run has ended \(.*\); the same command goes on .*\n", error)
+        epochs.append(len(lines_of(log)))
+    assert 0 < epochs[1] < epochs[2] < 40
     (said, error), _ = run_together(cut, [job])
     assert "goes on after epoch" in said and error == ""
+    run_together(whole, [job])
     a, b = (weights(home, "KD")["student.pt"] for home in (whole, cut))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert log.read_text() == (whole / log.relative_to(cut)).read_text()
+    assert all(torch.equal(a[k], b[k]) for k in a) and lines_of(log) == lines_of(whole / log.relative_to(cut))
 
 
-def test_torchrun_runs_a_script_and_the_same_command_finds_it_finished(trained, tmp_path):
+def lines_of(logs):
+    """The lines of a run's log so far."""
+    return (logs / "log.jsonl").read_text().splitlines() if (logs / "log.jsonl").exists() else []
+
+
+def test_torchrun_finds_a_finished_run_and_tells_an_error_once(trained, tmp_path):
     home = copy_of(trained, tmp_path)
     options = home_flags(home) | {"teacher": "ResNet8", "epochs": 1, "lamda": 0.2}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "project" / "KD.py")]
-    for _ in range(2):
-        done = subprocess.run([*command, *flags(**options), "--local-rank=0"], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before: KD ResNet8 -> ResNet8 on Digits") == 1
+    run("KD", home, **{k: v for k, v in options.items() if k in ("teacher", "epochs", "lamda")})
+    done = subprocess.run([*command, *flags(**options), "--local-rank=0"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.count("finished before: KD ResNet8 -> ResNet8 on Digits") == 1
     done = subprocess.run([*command, *flags(**options | {"teacher": "ResNet20"})], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stderr.count("KD.py: no teacher") == 1  # torchrun's status is 1 for any failure
 

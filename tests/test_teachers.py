@@ -14,9 +14,9 @@ from conftest import Death, run
 from common.blackbox import BlackBox
 from common.counter import Counter
 from common.models import build
-from common.options import normalisation
 from common.teachers import Renormalised
 from common.utils import safe, save
+from common.values import normalisation
 
 
 def teacher_file(script):
