@@ -1,10 +1,11 @@
-"""export: turns the network of a finished run into files that run without this project, and measures them: ONNX, 8-bit ONNX, torch.export.
+"""export: turns the network of a finished run into files that run without this project (ONNX, torch.export, ExecuTorch), and measures them.
 
     python project/export.py --run checkpoints/KD/Digits/ResNet20_to_ResNet8/seed0 --to onnx --int8
     python project/export.py --run checkpoints/teacher/MNIST/ResNet32/seed0 --to onnx,pt2 --preprocess resize
 
-It writes RUN/export/: student.onnx, student.int8.onnx, student.pt2 (or teacher.*), export.json (all numbers) and README.md (a model card).
-Each file is compared with PyTorch on all test images; where one differs, nothing is written. Use of the files: docs/deploy.md.
+It writes RUN/export/: student.* or teacher.* (.onnx, .pt2, .pte; in 8 bits .int8.onnx, .int8.pte), export.json (all numbers) and README.md
+(a model card). Each float file is compared with PyTorch on all test images; if one exceeds the tolerance, nothing is written. Use of the
+files: docs/deploy.md.
 """
 
 from common.cli import Stopped, cli, say

@@ -13,6 +13,7 @@ and its options. Further keys:
     labels     of a row: the row whose bought labels it uses
     reuse      of a row: the row (and the pair) whose generator it reuses
     alone      of a row: the script runs without a teacher
+    needs      of a row: scripts that run before it, such as DCGAN
     budgets    query budgets; each row runs with each of them
     serve      the teacher answers through a server (serve.py) that the table starts and stops: port; options, of serve.py; asking,
                options of the runs that ask it
@@ -20,7 +21,7 @@ and its options. Further keys:
 
 A finished run is not repeated. A failed run leaves its reason in its cell, and the other runs continue. Each row is compared with one row
 (--against) over common seeds: mean difference, its 95 % interval, and p of an exact paired test with Holm's correction for the number of
-rows. A row is bold if it is better at 5 %.
+rows. A row is bold if it is significantly better (p < 0.05).
 """
 
 from common.cli import RunError, UsageError, cli, say
@@ -66,9 +67,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", help=seeds)
     only = "row to run and to print, with all that it needs: its name or a unique beginning; several with commas, or repeat the option"
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help=only)
-    engine = (
-        "what starts the runs: local (this machine's cores and GPUs) or snakemake (other machines, too; docs/scale.md) (default: local)"
-    )
+    engine = "scheduler of the runs: local (this machine) or snakemake (also clusters; docs/scale.md) (default: local)"
     parser.add_argument("--engine", choices=("local", "snakemake"), default="local", help=engine)
     arguments = 'further arguments of Snakemake, such as "--executor slurm --jobs 100"'
     parser.add_argument("--engine_args", "--engine-args", default="", metavar="TEXT", help=arguments)

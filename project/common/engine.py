@@ -25,6 +25,7 @@ from .runner import ENDED, STATUS, Runner, Task, finish_task, last_lines, thread
 from .utils import letters, save_text
 
 OLDEST = 9  # major version of Snakemake
+ELSEWHERE = 4  # threads of a run on another machine, whose cores are not known here
 A_DAY = 86_400  # seconds that a job waits for a run that another process (of a killed table) is still running
 FLAGS = [  # a run's result.json is whole or absent: Snakemake need not doubt it, lock it or delete it
     *("--nolock", "--ignore-incomplete", "--keep-incomplete", "--rerun-triggers", "mtime"),
@@ -70,7 +71,7 @@ class Snakemake(Runner):
         if not rules:
             return
         self.lock()
-        threads = threads_of(self.jobs)
+        threads = os.environ.get("OMP_NUM_THREADS", str(ELSEWHERE)) if self.elsewhere else threads_of(self.jobs)
         threads = int(threads) if threads.isdecimal() else 1
         save_text(self.out / "Snakefile", snakefile(rules, threads, self.gpus))
         for task in rules.values():

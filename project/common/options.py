@@ -47,8 +47,10 @@ class RunOptions:
     amp: Literal["off", "bf16"] = opt("off", "number format of forward passes: float32 (off) or bfloat16 (bf16)")
     compile: bool = opt(False, "compile the trained network with torch.compile")
     deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
-    sync_bn: bool = opt(True, "under torchrun: batch-norm statistics of each process's part of a batch, instead of the whole batch")
-    local_rank: int = opt(-1, "GPU of this process, as given by torch.distributed.launch; torchrun needs no option", ge=-1, le=1024)
+    sync_bn: bool = opt(
+        True, "with torchrun: batch-norm statistics of each process's part of a batch instead of the whole batch (not synchronised)"
+    )
+    local_rank: int = opt(-1, "index of this process's GPU, as torch.distributed.launch passes it; -1: as set by torchrun", ge=-1, le=1024)
     workers: int = opt(-1, "number of processes that read a data set too large for memory; -1: one per core, at most 8", ge=-1, le=1024)
     data_dir: str = opt("data", "folder of the data sets, to which missing ones are downloaded")
     checkpoints_dir: str = opt("checkpoints", "folder of weights and results")

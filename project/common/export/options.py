@@ -19,8 +19,8 @@ class ExportOptions:
     run: str = opt("", "folder of a finished run, with result.json and student.pt or teacher.pt")
     file: str = opt("", "file of the run's folder to export; left out: student.pt or teacher.pt")
     to: str = opt("onnx", "formats, separated by commas: onnx (ONNX), pt2 (torch.export), executorch (ExecuTorch with XNNPACK)")
-    int8: bool = opt(False, "write ONNX and ExecuTorch files with 8-bit integer weights and activations, too")
-    qat: int = opt(0, "epochs of quantisation-aware training before --int8, on the calibration images; 0: none", ge=0)
+    int8: bool = opt(False, "also write 8-bit versions (weights and activations) of the ONNX and ExecuTorch files of --to")
+    qat: int = opt(0, "number of epochs of quantisation-aware training on the calibration images (needs --int8); 0: none", ge=0)
     qat_lr: float = opt(1e-4, "learning rate of --qat (Adam; it falls to 0 along a cosine)", gt=0)
     preprocess: Literal["none", "pixels", "resize"] = opt(
         "none",
