@@ -129,11 +129,8 @@ def part(n: int, of: int | None = None) -> slice:
 
 def gather(x: Tensor, n: int) -> Tensor:
     """All n rows of a tensor, of which x has the `part` of this process. No gradient."""
-    size, channels_last = (
-        -(-n // world_size()),
-        x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last),
-    )
-    mine = x.new_zeros((size, *x.shape[1:]))
+    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    mine = x.new_zeros((-(-n // world_size()), *x.shape[1:]))  # all_gather takes equal sizes
     mine[: len(x)] = x
     whole = mine.new_empty((world_size(), *mine.shape))
     with together():
