@@ -1,7 +1,7 @@
 # Two commands that set up everything on a fresh machine:
 #   make reproduce    the main job on Digits (no download, no GPU), to a printed table
 #   make test         the tests; make quick: those that take less than a minute together
-#   make interop      the tests with MLServer and KServe as teachers, in environments of their own (.venv-interop; 800 MB are installed)
+#   make interop      the tests with Snakemake, and with MLServer and KServe as teachers, in environments of their own (.venv-interop; 800 MB)
 #   make fuzz         random options, damaged files and killed runs: MINUTES=5 of each with SEED=0 (docs/reliability.md)
 # The environment is .venv; it is made once, and again when requirements.txt changes.
 

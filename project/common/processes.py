@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -109,12 +110,19 @@ def first_and_then(make: Callable[[], object]) -> object:
     with together():
         dist.broadcast_object_list(error)
     if error[0]:
-        raise error[0]
+        raise_error_of_first(error[0])
     if rank():
         found = make()
     with together():
         dist.all_reduce(torch.zeros(1))  # the others are ready
     return found
+
+
+def raise_error_of_first(error: Exception) -> NoReturn:
+    """Raises an error of the first process in all of them; the first alone tells it."""
+    if rank():
+        cli.told = lambda: True
+    raise error
 
 
 # ---- parts of a batch
@@ -226,7 +234,7 @@ def answers(asked: object, x: Tensor, stage: str = "train") -> Tensor:
     with together():
         dist.broadcast_object_list(found)
     if isinstance(found[0], Exception):
-        raise found[0]
+        raise_error_of_first(found[0])
     return found[0].to(x.device)
 
 
