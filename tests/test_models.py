@@ -2,11 +2,13 @@
 
 from common.cli import UsageError
 
+import copy
 import dataclasses
 import importlib
 
 import pytest
 import torch
+import torch.nn as nn
 from conftest import ROOT
 
 from common.models import MODELS, build, canonical, num_parameters
@@ -302,3 +304,21 @@ def test_a_student_starts_as_the_option_says_and_another_start_is_another_run(sc
     assert differences(args, settings(args)) == []
     before = {k: v for k, v in settings(args).items() if k != "weights_init"}  # a run of before there was the option
     assert differences(args, before) == ["--weights_init fan_out (now torch)"]
+
+
+@pytest.mark.parametrize("name, channels", [("LeNet5", 1), ("AlexNet_quarter", 3)])
+def test_relu_behind_the_pool_is_relu_before_it(name, channels):
+    torch.manual_seed(0)
+    convs = build(name, 10, (channels, 32, 32)).convs
+    naive = copy.deepcopy(convs)
+    pools = [i for i, m in enumerate(naive) if isinstance(m, nn.MaxPool2d)]
+    for i in pools:
+        naive[i], naive[i + 1] = nn.ReLU(), nn.MaxPool2d(2)
+    x = torch.randn(16, channels, 32, 32)
+    found = []
+    for net in (convs, naive):
+        y = net(x)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in net.parameters())])
+    assert len(pools) in (2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and (found[0][0] == 0).any()

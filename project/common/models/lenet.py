@@ -12,7 +12,10 @@ from .base import Classifier
 
 
 class LeNet5(Classifier):
-    """Two 5x5 convolutions without padding, each with ReLU and max-pool; one hidden layer; the logits."""
+    """Two 5x5 convolutions without padding, each with ReLU and max-pool; one hidden layer; the logits.
+
+    ReLU comes after the max-pool: the same values and gradients as before it, to the last bit, with a quarter of its work.
+    """
 
     IN_ORDER = True
 
@@ -27,7 +30,7 @@ class LeNet5(Classifier):
     @staticmethod
     def stage(cin: int, cout: int) -> tuple[nn.Module, ...]:
         """Returns the layers of one convolution."""
-        return nn.Conv2d(cin, cout, 5), nn.ReLU(), nn.MaxPool2d(2)
+        return nn.Conv2d(cin, cout, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.hidden(self.convs(x))  # (B, 200 // divisor)
@@ -43,8 +46,8 @@ class AlexNet(Classifier):
         widths, hidden = [w // divisor for w in (64, 192, 384, 256, 256)], 4096 // divisor
         layers, cin = [], channels
         for i, width in enumerate(widths):
-            layers += [nn.Conv2d(cin, width, 3, 1 if i else 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            layers += [nn.MaxPool2d(2)] if i in (0, 1, 4) else []
+            layers += [nn.Conv2d(cin, width, 3, 1 if i else 2, 1), nn.BatchNorm2d(width)]
+            layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)] if i in (0, 1, 4) else [nn.ReLU(inplace=True)]
             cin = width
         side = (size + 1) // 2 // 8  # 32 -> 16 -> 8 -> 4 -> 2
         self.convs = nn.Sequential(*layers, nn.Flatten())
