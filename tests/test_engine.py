@@ -260,7 +260,10 @@ def test_what_a_look_at_a_run_shows(files, state, words, run):
 
 
 def test_a_process_of_this_machine_runs_until_it_is_gone(run):
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "project/KD.py"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "project/KD.py"], stdout=subprocess.PIPE
+    )
+    process.stdout.readline()  # from now on /proc shows its command line
     task = run(EPOCH, epoch=12, age=4000, pid=process.pid)
     view = watching.view_of(task)
     assert view.state == "running" and view.where == f"{socket.gethostname()}, pid {process.pid}, CPU"
@@ -269,7 +272,7 @@ def test_a_process_of_this_machine_runs_until_it_is_gone(run):
     process.kill()  # not waited for: a zombie
     time.sleep(0.2)
     assert watching.view_of(task).state == "stopped"
-    process.wait()
+    process.communicate()
     assert watching.view_of(task).state == "stopped"
 
 
