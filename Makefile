@@ -41,7 +41,7 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@touch $@
 
-.venv/dev: .venv/ready
+.venv/dev: .venv/ready Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis ruff \
 		onnx onnxscript onnxruntime snakemake -c constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check executorch -c constraints.txt || \
