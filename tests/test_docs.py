@@ -29,9 +29,9 @@ def blocks(page, language):
 
 def commands(page, folder):
     """[script, options ...] of each `python` command in a page's sh blocks, as bash expands them; those with `...` left out."""
-    text = "\n".join(blocks(page, "sh"))
+    text = re.sub(r" &(?=\s*(#.*)?$)", "", "\n".join(blocks(page, "sh")), flags=re.MULTILINE)  # one after the other, in one file
     out = folder / "commands"
-    subprocess.run(["bash", "-c", f"exec 3>{out}; {STUBS}\n{text}\nwait"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["bash", "-c", f"exec 3>{out}; {STUBS}\n{text}"], cwd=folder, check=True, capture_output=True)
     calls, words = [], []
     for word in out.read_text().split("\0"):
         if word == "\n":
