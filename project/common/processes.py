@@ -79,8 +79,7 @@ def told() -> bool:
 def leave_others() -> None:
     """Ends the connection to the other processes, when all are done."""
     if dist.is_initialized():
-        with together():
-            dist.all_reduce(torch.zeros(1))
+        summed(torch.zeros(1))
         dist.destroy_process_group()
 
 
@@ -113,8 +112,7 @@ def first_and_then(make: Callable[[], object]) -> object:
         raise_error_of_first(error[0])
     if rank():
         found = make()
-    with together():
-        dist.all_reduce(torch.zeros(1))  # the others are ready
+    summed(torch.zeros(1))  # the others are ready
     return found
 
 
@@ -179,43 +177,32 @@ class Join(torch.autograd.Function):
         return gradient[part(ctx.n)], None
 
 
-class Each(torch.autograd.Function):
-    """What each process has as a whole; of the gradient each has 1 / world_size, so that the parts add up to it."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return gradient / world_size()
-
-
-class Whole(torch.autograd.Function):
-    """What each process has as a whole; the gradient is the sum of the processes' parts."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return Sum.forward(ctx, gradient)
-
-
 class Sum(torch.autograd.Function):
     """The sum over the processes, forward and backward."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        x = x.clone()
-        with together():
-            dist.all_reduce(x)
-        return x
+        return summed(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return Sum.forward(ctx, gradient)
+        return summed(gradient)
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over the processes. No gradient."""
+    x = x.detach().clone()
+    with together():
+        dist.all_reduce(x)
+    return x
+
+
+def with_gradient(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """x, whose gradient is change(gradient)."""
+    if x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(change)
+    return x
 
 
 def answers(asked: object, x: Tensor, stage: str = "train") -> Tensor:
@@ -264,14 +251,14 @@ def begin(net: nn.Module, inputs: tuple) -> tuple:
         net.before = rng_state(x.device)
         torch.manual_seed(int(torch.randint(2**62, ())) + rank() * divided)
         net.seeded = rng_state(x.device)
-    return (Divide.apply(x) if divided else Whole.apply(x), *more)
+    return (Divide.apply(x) if divided else with_gradient(x, summed), *more)  # each knows a part of the gradient of the whole
 
 
 @torch.compiler.disable
 def end(net: nn.Module, inputs: tuple, outputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """After a forward pass: the rows of all processes."""
     global divided
-    join, divided = (lambda y: Join.apply(y, net.rows)) if divided else Each.apply, False
+    join, divided = (lambda y: Join.apply(y, net.rows)) if divided else (lambda y: with_gradient(y, lambda g: g / world_size())), False
     if net.training:
         now, device = rng_state(inputs[0].device), inputs[0].device
         set_rng_state(net.before, device)
@@ -292,9 +279,7 @@ def add_up(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
     norms = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     means = [b for m in norms for b in (m.running_mean, m.running_var)]
     parts = [p.grad if p in trained else p.grad / world_size() for p in mine] + [b / world_size() for b in means]
-    flat = torch.cat([t.flatten() for t in parts])
-    with together():
-        dist.all_reduce(flat)
+    flat = summed(torch.cat([t.flatten() for t in parts]))
     for old, new in zip([*(p.grad for p in mine), *means], flat.split([t.numel() for t in parts]), strict=True):
         old.copy_(new.view(old.shape))
 
