@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .pictures import pyplot, save_figure
-from .report import Cells, curves, tasks_of
+from .report import Cells, curves, names_of, tasks_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def picture(table: dict, cells: Cells, path: Path) -> None:
 def draw_points(ax: "Axes", table: dict, cells: Cells, pair: str) -> None:
     """A point for each row at its queries, with the range over seeds; a line for a row that asks nothing."""
     ax.set_xlabel("queries (with the generator's; points stand a little aside of each other)")
-    for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
+    for i, name in enumerate(names_of(cells, pair)):
         results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and t.result.get("accuracy") is not None]
         if not results:
             continue

@@ -139,9 +139,7 @@ class Plan:
         given |= {k: v for k, v in self.roots.items() if v != k.removesuffix("_dir") and k != "logs_dir"}
         name = safe(net_name(teacher))
         url = f"http://127.0.0.1:{port}/v2/models/{name}"
-        return self.servers.setdefault(
-            teacher, Server(url, given, Path(self.roots["logs_dir"]) / "served" / f"{safe(net_name(teacher))}.log")
-        )
+        return self.servers.setdefault(teacher, Server(url, given, Path(self.roots["logs_dir"]) / "served" / f"{name}.log"))
 
     def teacher_task(self, pair: str, script: str, seed: int) -> Task:
         """Returns the run that trains a pair's teacher, and gives it a row of its own."""

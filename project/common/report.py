@@ -48,6 +48,11 @@ def sent(results: list[dict]) -> str:
     return " + ".join(f"{v:,.0f} {kind}" for kind, v in means.items() if v) or "-"
 
 
+def names_of(cells: Cells, pair: str) -> list[str]:
+    """The names of the rows of a pair, in order."""
+    return list(dict.fromkeys(n for p, n, _ in cells if p == pair))
+
+
 def tasks_of(cells: Cells, pair: str, name: str) -> dict:
     """{seed: Task} of a row."""
     return {seed: task for (p, n, seed), task in cells.items() if (p, n) == (pair, name)}
@@ -85,7 +90,7 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
     paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
     teacher, student = split_pair(pair)
     papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
-    names = list(dict.fromkeys(n for p, n, _ in cells if p == pair))
+    names = names_of(cells, pair)
     differences, rows = compare(cells, pair, names, against), []
     for name in names:
         mine = tasks_of(cells, pair, name).values()
@@ -137,7 +142,7 @@ def needs_of(task: object) -> str:
 def copied(cells: Cells, pair: str) -> list[str]:
     """A line for each row that made synthetic images: how near they come to private ones."""
     lines = []
-    for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
+    for name in names_of(cells, pair):
         found = [t.result["copying"] for t in tasks_of(cells, pair, name).values() if t.result and "copying" in t.result]
         if found:
             near, own, closer = (statistics.mean(f[k] for f in found) for k in ("synthetic_median", "private_median", "closer"))
@@ -162,7 +167,7 @@ def labelled(name: str, budget: int) -> str:
 
 def curves(table: dict, cells: Cells, pair: str) -> dict[str, dict[int, list[float]]]:
     """{row's name: {budget: [accuracies]}}; the budget is 0 for a row that asks nothing."""
-    there = {n for p, n, _ in cells if p == pair}
+    there = names_of(cells, pair)
     names = [row["name"] for row in table["rows"]]
     by_budget = {n: {b: labelled(n, b) for b in (0, *table["budgets"]) if labelled(n, b) in there} for n in names}
     return {n: {b: list(accuracies(cells, pair, key).values()) for b, key in keys.items()} for n, keys in by_budget.items()}

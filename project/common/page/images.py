@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..cli import UsageError
-from ..report import Cells, tasks_of
+from ..report import Cells, names_of, tasks_of
 from ..utils import check_regular
 
 MOST = 1_000_000  # bytes of all pictures of a page
@@ -44,7 +44,7 @@ class Gallery:
     def of_pair(self, cells: Cells, pair: str) -> tuple[list[Picture], list[str]]:
         """(the pictures of one pair, lines about those that are not shown). A row shows those of its first seed that has any."""
         pictures, notes = [], []
-        for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
+        for name in names_of(cells, pair):
             tasks = {seed: task.log.parent for seed, task in tasks_of(cells, pair, name).items() if task.result}
             having = {seed: files for seed, folder in tasks.items() if (files := [*latest(folder)])}
             for path in next(iter(having.values()), []):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..report import Cells, curves, tasks_of
+from ..report import Cells, curves, names_of, tasks_of
 from .axes import axis_of
 from .labels import Box, Label, along, beside, free_place, label_in, shortened, width_of
 
@@ -140,7 +140,7 @@ def scatter(cells: Cells, pair: str, plot: Plot, x_of: Callable[[dict], float | 
 
     int8: the key of the results that gives the x of a second, hollow point at the accuracy in 8 bits; scale: its factor.
     """
-    for i, name in enumerate(dict.fromkeys(n for p, n, _ in cells if p == pair)):
+    for i, name in enumerate(names_of(cells, pair)):
         results = [t.result for t in tasks_of(cells, pair, name).values() if t.result and t.result.get("accuracy") is not None]
         results = [r for r in results if x_of(r) is not None]
         if not results:

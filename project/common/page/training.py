@@ -9,7 +9,7 @@ from typing import Any
 from ..cli import UsageError
 from ..csv_files import read_text
 from ..forms import ROW
-from ..report import Cells, tasks_of
+from ..report import Cells, names_of, tasks_of
 from ..utils import holding
 from .axes import Axis, axis_of
 
@@ -44,7 +44,7 @@ class Curves:
 def curves_of(cells: Cells, pair: str) -> tuple[list[Curves], float]:
     """(the curves of each row of a pair whose runs have logs, the accuracy at which the axes of accuracy begin)."""
     found, lasts = [], []
-    for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
+    for name in names_of(cells, pair):
         row, series = Curves(name), {}
         for seed, task in tasks_of(cells, pair, name).items():
             if not task.result:

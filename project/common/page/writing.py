@@ -11,7 +11,7 @@ import jinja2
 from ..blackbox import RESPONSES
 from ..csv_files import read_published, split_pair
 from ..datasets import spec_of
-from ..report import EXPLAINED, LEVEL, Cells, caption, columns_of, head_of, options_of_rows, rows_and_notes, tasks_of
+from ..report import EXPLAINED, LEVEL, Cells, caption, columns_of, head_of, names_of, options_of_rows, rows_and_notes, tasks_of
 from ..utils import save_text
 from . import plots, training
 from .images import Gallery
@@ -137,7 +137,7 @@ def runs(cells: Cells) -> dict[str, Any]:
 def unfinished(cells: Cells, pair: str) -> list[dict[str, str]]:
     """The runs of a pair that have no result: {row, seeds, state, why}, those of a row together that have the same reason."""
     found = []
-    for name in dict.fromkeys(n for p, n, _ in cells if p == pair):
+    for name in names_of(cells, pair):
         seeds: dict[tuple[str, str], list[str]] = {}
         for seed, task in tasks_of(cells, pair, name).items():
             if task.state != "done":
