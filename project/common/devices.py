@@ -1,5 +1,6 @@
 """The device and the packages that a run computes with."""
 
+import ctypes
 import os
 import platform
 import re
@@ -14,9 +15,11 @@ from .cli import UsageError
 from .options import Base
 from .processes import local_rank, world_size
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
 
 def device_of(args: Base) -> torch.device:
-    """The device that --device names, UsageError where it is not there; sets cuDNN and determinism."""
+    """The device that --device names, UsageError where it is not there; sets cuDNN, determinism and, for a CPU, `keep_memory`."""
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{name}" if re.fullmatch("[0-9]{1,2}", name) else name
     name = f"cuda:{local_rank() if args.local_rank < 0 else args.local_rank}" if world_size() > 1 and name.startswith("cuda") else name
@@ -27,6 +30,8 @@ def device_of(args: Base) -> torch.device:
         torch.empty(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        else:
+            keep_memory()
     except (RuntimeError, AssertionError) as e:
         raise UsageError(f"--device {name} is not available ({str(e).splitlines()[0]}); use --device cpu") from None
     torch.backends.cudnn.benchmark = not args.deterministic
@@ -34,6 +39,18 @@ def device_of(args: Base) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(args.deterministic)
     return device
+
+
+def keep_memory() -> None:
+    """Makes glibc keep the memory of freed tensors for the next ones: up to 2 GiB, and tensors of up to 1 GiB.
+
+    By default it returns those of 32 MB and more to Linux at once, so that each step gets them anew, page by page: half of the time of an
+    evaluation. Does nothing where there is another C library.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def device_name(device: torch.device) -> str:
