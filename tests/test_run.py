@@ -191,7 +191,15 @@ def test_learning_rates():
 
 
 @pytest.mark.parametrize(
-    "more", [{"optimizer": "adam", "lr": 1e-3}, {"schedule": "cosine"}, {"amp": "bf16"}, {"augment": "crop_flip"}, {"deterministic": True}]
+    "more",
+    [
+        {"optimizer": "adam", "lr": 1e-3},
+        {"schedule": "cosine"},
+        {"amp": "bf16"},
+        {"augment": "crop_flip"},
+        {"deterministic": True},
+        {"fast": True},
+    ],
 )
 def test_a_teacher_learns_under_every_option(more, tmp_path):
     from conftest import run

@@ -13,6 +13,7 @@ from .api.options import ApiOptions
 from .arguments import Joined, Parser, opt
 from .blackbox import rank
 from .cli import UsageError
+from .fast import FastOptions
 from .losses import Scale
 from .utils import is_url, run_name
 from .values import check, check_normalisation, interval, real, whole
@@ -105,7 +106,7 @@ class DataOptions(RunOptions):
 
 
 @dataclass
-class Base(DataOptions):
+class Base(FastOptions, DataOptions):
     """The options of a script that trains a net on labels."""
 
     GROUP: ClassVar = "training"
@@ -254,7 +255,7 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
     check_all(args)  # before presets, which look names up
-    for name, value in presets_of(args).items():
+    for name, value in (item for _ in range(2) for item in presets_of(args).items()):  # some follow from others
         if name not in given:
             setattr(args, name, value)
     check_all(args)
@@ -306,7 +307,7 @@ def parser_of(cls: type[RunOptions], script: str, epilog: str) -> Parser:
 # ---- options as a result keeps them
 
 BEFORE = {"weights_init": "fan_out", "rounds": 0, "views": "1", "standardise": False}  # what runs did before there was the option
-BEFORE |= {"reset_at": 0, "beta2": 0.999, "adv": "kl", "w_sbn": 0.0, "w_tv": 0.0}
+BEFORE |= {"fast": False, "reset_at": 0, "beta2": 0.999, "adv": "kl", "w_sbn": 0.0, "w_tv": 0.0}
 
 
 def settings(args: RunOptions) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .cli import UsageError, say
 from .counter import Counter
 from .datasets import CROPPING, DATASETS, Data, Images, is_flat, load, spec_of
 from .devices import device_name, device_of, peak_mb
-from .measures import copying, infer, quality
+from .measures import copying, folded, infer, quality
 from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
 from .models.hub import hub_file
@@ -276,7 +276,8 @@ class Run:
 
     def accuracy(self) -> dict[str, float]:
         """The student's quality on `test`, beside the teacher's: see measures.quality."""
-        return quality(self.student, self.test, self.data.view, self.truth, self.args.amp)
+        net = folded(self.student, self.test, self.data.view) if self.args.fast else self.student
+        return quality(net, self.test, self.data.view, self.truth, self.args.amp)
 
     def copying(self, x: Tensor) -> None:
         """Notes how near the synthetic images x (N, C, H, W) come to private ones, with a picture of the closest pairs in the logs."""
@@ -294,9 +295,8 @@ class Run:
         last = next((r for r in reversed(rows) if "accuracy" in r), {})
         total, own = self.purchases.total_counts(), dict(self.teacher.counts) if self.teacher else {}
         billed = self.teacher.billed() if self.teacher else {}
-        summary = (
-            [f"{last['accuracy']:.2f} % last, {self.record.best:.2f} % best of {len(self.test):,} {self.split} images"] if last else []
-        )
+        of = f"of {len(self.test):,} {self.split} images"
+        summary = [f"{last['accuracy']:.2f} % last, {self.record.best:.2f} % best {of}"] if last else []
         result = {k: last[k] for k in ("accuracy", "top5", "agreement", "teacher_kl", "ece") if k in last} | {"split": self.split}
         if self.teacher:
             summary += [f"agreement {last['agreement']:.2f} %"] if "agreement" in last else []
