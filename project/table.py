@@ -17,7 +17,12 @@ and its options. Further keys:
     budgets    query budgets; each row runs with each of them
     serve      the teacher answers through a server (serve.py) that the table starts and stops: port; options, of serve.py; asking,
                options of the runs that ask it
-    like       another table, which gives all keys that this table does not have
+    paper      the paper whose numbers in tables/published.csv stand beside ours (default: none)
+    published  of a row: the published numbers that stand beside it: METHOD or PAPER: METHOD, a list of these, or either for each pair
+               (default: the row's name)
+    teacher_published  the same for the teacher's row
+    findings   sentences that are printed below the table
+    like       another table, which gives all keys that this table does not have, but findings
 
 A finished run is not repeated. A failed run leaves its reason in its cell, and the other runs continue. Each row is compared with one row
 (--against) over common seeds: mean difference, its 95 % interval, and p of an exact paired test with Holm's correction for the number of
@@ -32,7 +37,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import charts, report, results
+from common import beside_published, charts, report, results
 from common.arguments import Parser
 from common.engine import Snakemake
 from common.options import RunOptions
@@ -105,7 +110,11 @@ def texts(table: dict, plan: Plan, against: str) -> tuple[str, str]:
         rows, notes = report.rows_and_notes(table, plan.cells, pair, against)
         text += [f"{caption}, seeds {', '.join(map(str, table['seeds']))}", "", report.markdown(rows), "", *notes, ""]
         tex += [report.latex(rows, caption), ""]
+        if numbers := beside_published.rows_of(table, plan.cells, pair):
+            text += [f"{beside_published.TITLE}, {pair}", "", report.markdown(numbers), ""]
+            tex += [report.latex(numbers, f"{beside_published.TITLE}, {caption}"), ""]
     text += [
+        *beside_published.notes(table, plan.cells),
         report.EXPLAINED,
         "Settings:",
         "",

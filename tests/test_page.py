@@ -16,7 +16,7 @@ import table
 import webdriver
 from PIL import Image
 
-from common import report, results
+from common import beside_published, report, results
 from common.checkpoints import identity
 from common.csv_files import read_measured
 from common.exported import SHOWN, read_exported
@@ -133,9 +133,7 @@ def test_a_table_shows_the_exports_of_its_runs(home, capsys):
     assert [rows["KD", 1][k] for k in SHOWN] == [313_200, 96_600, 0.03, 0.02, 92.0] and not {*SHOWN} & rows["CE", 1].keys()
     again = results.cells_of(home / "l/tables/tiny.csv")
     for name in ("KD", "CE"):
-        row = next(
-            r for r in report.rows_of({"dataset": "Digits", "rows": []}, again, "ResNet8 -> ResNet8", "KD")[0] if r["method"] == name
-        )
+        row = next(r for r in report.rows_of(again, "ResNet8 -> ResNet8", "KD")[0] if r["method"] == name)
         assert [row[c] for c in report.EXPORT] == [got[name][c] for c in report.EXPORT]
     assert {*report.EXPORT} <= {*results.COLUMNS.values()}
 
@@ -252,7 +250,7 @@ def test_published_numbers_are_those_of_the_pair(home, monkeypatch):
         row | {"paper": "Q"},
     ]
     monkeypatch.setattr(writing, "read_published", lambda: rows)
-    monkeypatch.setattr(report, "published", lambda paper: {})
+    monkeypatch.setattr(beside_published, "read_published", lambda: [])
     (home / "tiny.toml").write_text('paper = "MEKD"\n' + FILE)
     *_, found = Page(shown(home)["html"]).tables
     assert found[1:] == [["KD <1>", "any", "91.50", "A", "Table 1", "–"], ["ML", "ResNet8", "91.50", "A", "Table 1", "n"]]

@@ -21,7 +21,7 @@ import table
 from conftest import ROOT
 from filelock import FileLock
 
-from common import charts, csv_files, report, results, runner
+from common import beside_published, charts, csv_files, results, runner
 from common.options import flags
 from common.utils import read_json, save_json
 
@@ -350,23 +350,29 @@ def test_the_pictures_axis_has_numbers(tiny, monkeypatch):
 
 def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch):
     pair = {"dataset": "Digits", "teacher": "ResNet8", "student": "ResNet8"}
-    rows = [{"paper": "ours", "method": "KD", "value": 90.0} | pair, {"paper": "other", "method": "CE", "value": 1.0} | pair]
-    monkeypatch.setattr(csv_files, "read_published", lambda: rows)
+    sure = pair | {"confidence": "A", "source": "Table 1"}
+    rows = [{"paper": "ours", "method": "KD", "value": 90.0} | sure, {"paper": "other", "method": "CE", "value": 1.0} | sure]
+    for reader in (csv_files, beside_published):
+        monkeypatch.setattr(reader, "read_published", lambda: rows)
     folder = tiny.home / "c" / "KD" / "Digits" / "ResNet8_to_ResNet8"
     for seed, accuracy in enumerate((91.0, 92.0)):
         save_json(folder / f"seed{seed}" / "result.json", result(accuracy))
     table.main([*tiny(paper="ours"), "--show"])
-    lines = {
-        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("| ")
-    }
+    first, _, second = capsys.readouterr().out.partition("Published numbers beside ours")
+    lines = lines_of(first)
     got = dict(zip(lines["method"], lines["KD"], strict=True))
     assert got == {
         "needs": "hard", "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "KL to teacher": "0.100 ± 0.000",
-        "ECE, %": "2.0 ± 0.0", "queries": "1,000", "images sent": "10 private + 990 synthetic", "MB sent": "4.0", "minutes": "0.50", "paper": "90.00",
-        "difference": "+1.50",
+        "ECE, %": "2.0 ± 0.0", "queries": "1,000", "images sent": "10 private + 990 synthetic", "MB sent": "4.0", "minutes": "0.50",
     }  # fmt: skip
+    assert list(lines_of(second)) == ["method", "KD"]
+    assert lines_of(second)["KD"] == [
+        "90.00",
+        "ours: KD",
+        "A: Table 1",
+        "91.50 ± 0.71 (2)",
+        "**+1.50 [-4.85, +7.85]**",
+    ]  # t(0.975, 1) * 0.5
     assert dict(zip(lines["method"], lines["CE"], strict=True))["accuracy (last), %"] == "(not run)"
 
 
@@ -437,6 +443,8 @@ def test_bad_flags(argv, words, monkeypatch):
     'rows = [{ name = "x", script = "MEKD", needs = "DCGAN" }]': "needs is 'DCGAN': it must be a list of one or more scripts", 'rows = [{ name = "x", script = "MEKD", needs = ["MEKD"] }]': "the row's own script MEKD",
     'rows = [{ name = "x", script = "AEAHL", reuse = { pair = "ResNet8 -> ResNet8" } }]': "reuse.row is missing", 'rows = [{ name = "x", script = "AEAHL", reuse = { row = "x" } }]': "in a circle: 'x' -> 'x'",
     'rows = [{ name = "x", script = "KD", labels = "y" }, { name = "y", script = "KD", labels = "x" }]': "in a circle: 'x' -> 'y' -> 'x'|in a circle: 'y' -> 'x' -> 'y'", 'rows = [{ name = "x", script = "KD", published = "KDD" }]': "no method in published.csv 'KDD'",
+    'rows = [{ name = "x", script = "KD", published = "DIP-KD: KD" }]': r"rows\['x'\].published: no method of DIP-KD in published.csv 'KD'.*; there are: teacher, Noise KD", 'rows = [{ name = "x", script = "KD", published = { ResNet8 = "KD" } }]': "a key of rows.* 'ResNet8' is not of the form",
+    'rows = [{ name = "x", script = "KD", published = { "ResNet8 -> ResNet8" = ["KD", "KD"] } }]': r"published.ResNet8 -> ResNet8 has 'KD' twice", 'teacher_published = 3': "teacher_published is 3: it must be a text", 'findings = "x"': "findings is 'x': it must be a list of one or more sentences",
     'against = "KN"': "against: no row 'KN'; there are: CE, KD", 'against = 1': "against is 1: it must be a text", 'budgets = [0]': r"budgets\[0\] is 0: it must be at least 1", 'budgets = 5': "budgets is 5", 'like = 5': "like is 5: it must be a text",
     'like = "digts"': r"no table 'digts' \(did you mean digits\?\)", 'options = 3': "options is 3", 'scripts = { KX = { t = 1 } }': "a key of scripts: no script 'KX'; there are: AEAHL", 'scripts = { KD = 3 }': "scripts.KD is 3: it must be a table of options",
 }.items(), ids=lambda v: v[:60])  # fmt: skip
@@ -505,10 +513,11 @@ def test_published_numbers_are_numbers_with_a_source():
 
 
 @pytest.mark.parametrize("change, words", [
-    (("value,confidence", "value"), "line 1: found no column confidence, expected paper, dataset"), (("paper,", "papers,"), "line 1: found the unknown column 'papers', expected paper"),
+    (("runs,confidence", "runs"), "line 1: found no column confidence, expected paper, dataset"), (("paper,", "papers,"), "line 1: found the unknown column 'papers', expected paper"),
     (("70.66,", "70.66.,"), r"line \d+, column value: found '70.66.', expected a number from 0 to 100"), (("70.66,", "nan,"), "column value: found 'nan', expected a number"),
-    (("70.66,", "170.66,"), "column value: found '170.66', expected a number from 0 to 100"), (("70.66,", ","), "column value: found '', expected a number"), (("70.66,", "70.66,1,"), r"line \d+: found 10 columns, expected 9 as in line 1"),
-    (("ResNet20,KD,70.66,A,", "ResNet20,KD,"), r"line \d+: found 7 columns, expected 9 as in line 1"), (("70.66,A", "70.66,E"), "column confidence: found 'E', expected one of A, B, C, D"),
+    (("70.66,", "170.66,"), "column value: found '170.66', expected a number from 0 to 100"), (("70.66,", ","), "column value: found '', expected a number"), (("70.66,", "70.66,1,"), r"line \d+: found 12 columns, expected 11 as in line 1"),
+    (("70.66,,,", "70.66,0.3,,"), r"line \d+: found error, expected all of error, runs or none"), (("70.66,,,", "70.66,0.3,1,"), "column runs: found '1', expected a whole number of at least 2"),
+    (("ResNet20,KD,70.66,,,A,", "ResNet20,KD,"), r"line \d+: found 7 columns, expected 11 as in line 1"), (("70.66,,,A", "70.66,,,E"), "column confidence: found 'E', expected one of A, B, C, D"),
     (("ResNet56,ResNet20,DKD,", "ResNet56,ResNet20,KD,"), r"line \d+: found the paper, dataset, teacher, student, method of line \d+ again, expected others"), (("70.66", '"70.66'), "found .*, expected "),
 ])  # fmt: skip
 def test_a_wrong_published_number_is_named(change, words, tmp_path, monkeypatch):
@@ -518,7 +527,7 @@ def test_a_wrong_published_number_is_named(change, words, tmp_path, monkeypatch)
     (tmp_path / "tables/published.csv").write_text(text.replace(*change, 1))
     monkeypatch.setattr(csv_files, "ROOT", tmp_path)
     with pytest.raises(UsageError, match=f"tables/published.csv, {words}|tables/published.csv, line .*{words}"):
-        report.published("MEKD")
+        csv_files.read_published()
 
 
 MEASURED = (
@@ -760,17 +769,6 @@ pairs = ["ResNet14 -> ResNet8"]
     (tmp_path / "reuse.toml").write_text(text.replace('row = "RG", pair', 'row = "GR", pair'))
     with pytest.raises(UsageError, match=r"rows\['reused'\].reuse.row: no row 'GR'"):
         table.main([str(tmp_path / "reuse.toml"), "--dry_run"])
-
-
-def test_a_paper_that_names_no_student_is_compared_too(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(
-        report, "published", lambda paper: {("Digits", "ResNet8", "", "KD"): 90.0, ("Digits", "ResNet8", "ResNet8", "CE"): 80.0}
-    )
-    filled(tiny, CE=[80, 81], KD=[95, 96])
-    out = capsys.readouterr().out
-    table.main([*tiny(), "--show"])
-    out = capsys.readouterr().out
-    assert "| 90.00 |" in out and "+5.50" in out and "| 80.00 |" in out
 
 
 def test_a_table_starts_its_teachers_server_and_ends_it(tmp_path, capsys):

@@ -66,15 +66,15 @@ class Column:
     empty: bool = False
 
 
-def numbers(high: float = math.inf, kind: type = float, empty: bool = True) -> Column:
-    """A column of finite numbers from 0 to `high`."""
+def numbers(high: float = math.inf, kind: type = float, empty: bool = True, low: int = 0) -> Column:
+    """A column of finite numbers from `low` to `high`."""
 
     def read(text: str) -> float:
-        if not (0 <= (value := kind(text)) <= high and math.isfinite(value)):
+        if not (low <= (value := kind(text)) <= high and math.isfinite(value)):
             raise ValueError
         return value
 
-    what = f"from 0 to {high}" if math.isfinite(high) else "of at least 0"
+    what = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
     return Column(f"a {'whole ' if kind is int else ''}number {what}", read, empty)
 
 
@@ -99,12 +99,15 @@ def options_of(text: str) -> str:
     return text
 
 
+SPREAD = ("error", "runs")
 WORDS, PERCENT = Column("a text"), numbers(100)
 PUBLISHED = {
     "paper": WORDS,
     **dict.fromkeys(("dataset", "teacher", "student"), Column("a name", empty=True)),
     "method": WORDS,
     "value": numbers(100, empty=False),
+    "error": PERCENT,  # standard error of the value, a mean over
+    "runs": numbers(kind=int, low=2),
     "confidence": chosen(("A", "B", "C", "D"), empty=False),
     "source": WORDS,
     "note": Column("a text", empty=True),
@@ -189,18 +192,18 @@ def value_of(text: str, column: Column, place: str) -> Any:
 
 def read_published() -> list[dict[str, Any]]:
     """The rows of tables/published.csv, as read_csv returns them."""
-    return read_csv(ROOT / "tables" / "published.csv", PUBLISHED, ("paper", "dataset", "teacher", "student", "method"))
+    return read_csv(ROOT / "tables" / "published.csv", PUBLISHED, ("paper", "dataset", "teacher", "student", "method"), (SPREAD,))
 
 
-def published(paper: str) -> dict[tuple[str, str, str, str], float]:
-    """{(data set, teacher, student, method): value} of the rows that tables/published.csv has of one paper."""
-    key = ("dataset", "teacher", "student", "method")
-    return {tuple(row.get(k, "") for k in key): row["value"] for row in read_published() if row["paper"] == paper}
+def published_names(column: str, paper: str = "") -> list[str]:
+    """The different values in a column of tables/published.csv, of one paper or of all."""
+    return list(dict.fromkeys(row[column] for row in read_published() if paper in ("", row["paper"])))
 
 
-def published_names(column: str) -> list[str]:
-    """The different values in a column of tables/published.csv."""
-    return list(dict.fromkeys(row[column] for row in read_published()))
+def split_published(name: str) -> tuple[str, str]:
+    """(paper, method) of `DIP-KD: IDEAL`; the paper is empty where none is named."""
+    paper, _, method = name.partition(": ")
+    return (paper, method) if method and paper in published_names("paper") else ("", name)
 
 
 def read_measured(path: Path) -> list[dict[str, Any]]:

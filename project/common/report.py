@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .blackbox import KINDS
-from .csv_files import MEASURED, published, split_pair
-from .datasets import spec_of
+from .csv_files import MEASURED
 from .exported import SHOWN
 from .significance import holm, paired, seeds_needed
 
@@ -85,11 +84,8 @@ def warning(differences: Differences) -> str:
     return f"{seeds} seeds are too few to test at {100 * LEVEL:g} % ({len(differences)} comparisons, Holm): use --seeds {wanted}."
 
 
-def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Row], Differences]:
-    """(a list of {column: text} for one pair in the file's order, the differences that `compare` gives)."""
-    paper, dataset = published(table.get("paper", "")), spec_of(table["dataset"])[0]
-    teacher, student = split_pair(pair)
-    papers = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
+def rows_of(cells: Cells, pair: str, against: str) -> tuple[list[Row], Differences]:
+    """(a list of {column: text} for one pair, the differences that `compare` gives)."""
     names = names_of(cells, pair)
     differences, rows = compare(cells, pair, names, against), []
     for name in names:
@@ -113,12 +109,6 @@ def rows_of(table: dict, cells: Cells, pair: str, against: str) -> tuple[list[Ro
         if any(got["queries"]):
             row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
         row |= export_columns(got) | {"minutes": mean([v / 60 for v in got["seconds"]])}
-        method = papers.get(name, name)
-        value = paper.get((dataset, teacher, student, method), paper.get((dataset, teacher, "", method)))  # some sources name no student
-        if value is not None:
-            row["paper"] = f"{value:.2f}"
-            if row["accuracy"] != "-":
-                row["difference"] = f"{statistics.mean(got['accuracy']) - value:+.2f}"
         if len(results) < len(mine):
             failed = next((t.why for t in mine if t.state == "failed"), "")
             missing = f"{len(results)} of {len(mine)} seeds" + (f"; failed: {failed}" if failed else "")
@@ -197,14 +187,14 @@ def rows_and_notes(table: dict, cells: Cells, pair: str, against: str) -> tuple[
     """(a list of {column: text} for one pair, lines to stand below them)."""
     if table.get("budgets"):
         return budget_rows(table, cells, pair), ["Accuracy of the last epoch in percent, by query budget."]
-    rows, differences = rows_of(table, cells, pair, against)
+    rows, differences = rows_of(cells, pair, against)
     return rows, [*copied(cells, pair), *unshown(cells, pair), *filter(None, [warning(differences)])]
 
 
 def columns_of(rows: list[Row]) -> list[str]:
     """The columns in which any row has a value, in the order of a table."""
     order = dict.fromkeys(c for row in rows for c in row)
-    tail = ["best", "agreement", "KL to teacher", "ECE, %", "queries", "images sent", "MB sent", *EXPORT, "minutes", "paper", "difference"]
+    tail = ["best", "agreement", "KL to teacher", "ECE, %", "queries", "images sent", "MB sent", *EXPORT, "minutes"]
     tail = [c for c in tail if c in order]
     ordered = [c for c in order if c not in tail] + tail
     return [c for c in ordered if any(r.get(c, "-") != "-" for r in rows)]

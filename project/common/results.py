@@ -6,12 +6,13 @@ A page has a table where a pair of comments stands, of all columns or of those t
     <!-- end -->
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
-from . import beside, report
+from . import beside, beside_published, report
 from .cli import UsageError
 from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text
 from .tables import read_table, table_names
@@ -67,7 +68,7 @@ class Measured:
         """{column: text} of each row for one pair."""
         if self.table.get("budgets"):
             return report.budget_rows(self.table, self.cells, pair)
-        return report.rows_of(self.table, self.cells, pair, self.against)[0]
+        return report.rows_of(self.cells, pair, self.against)[0]
 
     def markdown(self, columns: list[str] | None = None, pairs: list[str] | None = None) -> str:
         """A table for each of the pairs (all by default), with these columns or all; the pair above it where there are several."""
@@ -79,6 +80,12 @@ class Measured:
                 rows = [{c: r[c] for c in wanted if c in r} for r in rows]
             parts.append((f"**{pair}**\n\n" if len(self.pairs) > 1 else "") + report.markdown(rows))
         return "\n\n".join(parts)
+
+    def published(self) -> list[str]:
+        """The lines of the published numbers beside ours, a table for each of the pairs that have any, and of the findings."""
+        found = {pair: beside_published.rows_of(self.table, self.cells, pair) for pair in self.pairs}
+        parts = [(f"**{beside_published.TITLE}**, {pair}", "", report.markdown(rows), "") for pair, rows in found.items() if rows]
+        return [*itertools.chain(*parts), *beside_published.notes(self.table, self.cells)]
 
     def page(self) -> str:
         """docs/results/NAME.md."""
@@ -104,6 +111,7 @@ class Measured:
                 "",
                 self.markdown(),
                 "",
+                *self.published(),
                 *notes,
                 *[""] * bool(notes),
                 "Options that differ between the rows:",

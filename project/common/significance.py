@@ -19,7 +19,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, 
     d = np.subtract(a, b)
     if len(d) < 2:
         return float(d.mean()), None, 1.0
-    half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d.tolist()) / math.sqrt(len(d))
+    half = half_width(d.tolist())
     how = {
         "permutation_type": "samples",
         "n_resamples": max(9999, 2 ** (len(d) if len(d) <= 20 else 17)),
@@ -28,6 +28,18 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, 
     }
     p = stats.permutation_test((d,), lambda x, axis: np.mean(x, axis), **how, rng=0).pvalue if np.any(d) else 1.0
     return float(d.mean()), (float(d.mean() - half), float(d.mean() + half)), float(p)
+
+
+def half_width(values: Sequence[float], error: float = 0.0, runs: int = 2) -> float:
+    """Half the width of the 95 % interval around the mean of two or more values, of Student's t.
+
+    error: standard error of another mean, over `runs` runs, which is subtracted (Welch's interval); 0 for an exact number.
+    """
+    from scipy import stats
+
+    ours, other = statistics.variance(values) / len(values), error**2
+    freedom = (ours + other) ** 2 / (ours**2 / (len(values) - 1) + other**2 / (runs - 1)) if ours + other else 1
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(ours + other)
 
 
 def holm(p: Sequence[float]) -> list[float]:

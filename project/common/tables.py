@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .cli import UsageError
-from .csv_files import ROOT, published_names, read_text, shown, split_pair
+from .csv_files import ROOT, published_names, read_text, shown, split_pair, split_published
 from .datasets import spec_of
 from .options import MAX_SEED
 from .utils import lookup, matching
@@ -147,6 +147,25 @@ def option_name(name: str) -> None:
         raise UsageError(f"{name!r} is no option; `python project/SCRIPT.py --help` lists those of a script")
 
 
+def published_number(name: str) -> None:
+    """UsageError for a name that means no number of published.csv: a method's, or `PAPER: METHOD`."""
+    paper, method = split_published(name)
+    exact(f"method of {paper} in published.csv" if paper else "method in published.csv", lambda: published_names("method", paper))(method)
+
+
+def published_numbers(value: Any, place: str) -> None:
+    """A check of the published numbers beside a row: a name, a list of names, or these for each pair."""
+    if isinstance(value, dict):
+        return mapping(PAIR, several_numbers, "a table of pairs")(value, place)
+    several_numbers(value, place)
+
+
+def several_numbers(value: Any, place: str) -> None:
+    """A check of a name or of a list of names of published numbers."""
+    name = understood(published_number)
+    (many(name, "names") if isinstance(value, list) else name)(value, place)
+
+
 LIKE = understood(lambda name: table_path(name))
 SCRIPT = understood(exact("script", scripts))
 PAIR = understood(split_pair)
@@ -161,7 +180,7 @@ ROW = record(
     labels=TEXT,
     reuse=record({"row"}, row=TEXT, pair=PAIR),
     alone=of(bool, "true or false"),
-    published=understood(exact("method in published.csv", lambda: published_names("method"))),
+    published=published_numbers,
 )
 TABLE = record(
     {"title", "dataset", "pairs", "seeds", "rows"},
@@ -170,6 +189,8 @@ TABLE = record(
     paper=understood(exact("paper", lambda: published_names("paper")), empty=True),
     dataset=understood(spec_of),
     private=understood(spec_of, empty=True),
+    teacher_published=published_numbers,
+    findings=many(TEXT, "sentences"),
     pairs=many(PAIR, "pairs", split_pair),
     seeds=many(of(int, "a whole number", ge=0, le=MAX_SEED), "seeds"),
     rows=many(ROW, "rows", lambda row: row["name"]),
@@ -209,7 +230,7 @@ def read_table(name: str, like_it: tuple[Path, ...] = ()) -> dict:
             LIKE(table["like"], "like")
         except UsageError as e:
             raise UsageError(f"{path}: {e}") from None
-        table = read_table(table["like"], (*like_it, path)) | table
+        table = {k: v for k, v in read_table(table["like"], (*like_it, path)).items() if k != "findings"} | table
     try:
         TABLE(table, "")
         check_references(table)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from .. import beside_published
 from ..blackbox import RESPONSES
 from ..csv_files import read_published, split_pair
 from ..datasets import spec_of
@@ -40,8 +41,9 @@ def page(table: dict, cells: Cells, against: str) -> str:
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     gallery = Gallery()
     content = {
-        "table": {"private": "", "paper": ""} | table,
+        "table": {"private": "", "paper": "", "findings": []} | table,
         "explained": EXPLAINED,
+        "beside": beside_published,
         "level": f"{100 * LEVEL:g} %",
         "against": against,
         "policy": policy(style, script),
@@ -68,14 +70,15 @@ def policy(style: str, script: str) -> str:
 def pair_of(table: dict, cells: Cells, pair: str, against: str, gallery: Gallery) -> dict[str, Any]:
     """What the page shows of one pair."""
     rows, notes = rows_and_notes(table, cells, pair, against)
-    columns = columns_of(rows)
+    columns, beside = columns_of(rows), beside_published.rows_of(table, cells, pair)
+    beside_columns = columns_of(beside)
     curves, floor = training.curves_of(cells, pair)
     pictures, left_out = gallery.of_pair(cells, pair)
     return {
         "name": pair,
         "caption": caption(table, pair),
         "columns": [head_of(column) for column in columns],
-        "rows": [[cell(column, row.get(column, "-")) for column in columns] for row in rows],
+        "rows": cells_of(columns, rows),
         "notes": [note.removeprefix("- ") for note in notes],
         "plots": plots.plots_of(table, cells, pair),
         "curves": curves,
@@ -83,11 +86,17 @@ def pair_of(table: dict, cells: Cells, pair: str, against: str, gallery: Gallery
         "pictures": pictures,
         "left_out": left_out,
         "unfinished": unfinished(cells, pair),
+        "beside": (beside_columns, cells_of(beside_columns, beside)) if beside else None,
         "published": published(table, pair),
     }
 
 
 # ---- the table
+
+
+def cells_of(columns: list[str], rows: list[dict[str, str]]) -> list[list[dict[str, Any]]]:
+    """The cells of rows {column: text}."""
+    return [[cell(column, row.get(column, "-")) for column in columns] for row in rows]
 
 
 def cell(column: str, text: str) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def cell(column: str, text: str) -> dict[str, Any]:
 
 def sort_key(column: str, text: str) -> float | str | None:
     """What a cell is sorted by: the first number of `97.20 ± 0.51`, the sum of `259 private + 1,500 mixed`, a text for methods."""
-    if column == "method":
+    if column in ("method", "published as", "source"):
         return text.lower()
     if column == "needs":
         return RESPONSES.index(text) if text in RESPONSES else None
