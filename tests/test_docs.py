@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import ledger
 import pytest
 from conftest import ROOT
 
-from common import beside, options, results
+from common import beside, csv_files, devices, options, report, results, tables
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -110,6 +111,48 @@ def test_every_link_leads_somewhere(page):
 
 def test_result_tables_are_up_to_date():
     assert not results.stale(), "run: python project/table.py --docs"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tables/measured").glob("*.csv")), ids=lambda p: p.stem)
+def test_every_result_page_names_commit_versions_device_seeds_and_command(path):
+    text, rows = (ROOT / f"docs/results/{path.stem}.md").read_text(), csv_files.read_measured(path)
+    lines = re.findall(r"^- device .*; commit .*; python .*; torch .*; torchvision .*; numpy .* \(\d+ runs?\)$", text, re.MULTILINE)
+    assert sum(int(re.search(r"(\d+) runs?\)$", line)[1]) for line in lines) == len(rows) and "unknown" not in text
+    for row in rows:
+        commit = re.search(r"commit (\S+)", row["versions"])[1].replace("unknown", "not recorded")
+        assert any(line.startswith(f"- device {row['device']}; commit {commit}; ") for line in lines)
+    said = re.search(r"seeds (.+)\. Repeat it with:\n\n```sh\npython project/table\.py [\w-]+ --seeds (\S+)\n", text)
+    assert {*tables.seeds_of(said[2])} == {row["seed"] for row in rows}
+    assert {*tables.seeds_of(said[1].replace(" to ", "-") + ",0")} == {row["seed"] for row in rows}  # seed 0 is in all of them
+
+
+@pytest.mark.parametrize("seeds, flag", [([0, 1, 2], "3"), ([0], "1"), ([3], "3-3"), ([1, 2], "1-2"), ([0, 2], "0,2")])
+def test_the_command_of_a_page_names_its_seeds(seeds, flag):
+    measured = results.Measured("device-digits-cpu")
+    ((pair, name, _), task), *_ = measured.cells.items()
+    measured.cells = {(pair, name, seed): task for seed in seeds}
+    assert f"device-digits --seeds {flag}\n" in measured.page() and tables.seeds_of(flag) == seeds
+
+
+def test_what_is_not_recorded_is_said_and_a_copy_without_git_has_a_hash(tmp_path, monkeypatch):
+    task = SimpleNamespace(result={"device": "CPU, 1 thread", "versions": {"torch": "2", "commit": "unknown", "source": "abc"}})
+    others = {("a -> b", "KD", seed): SimpleNamespace(result={"device": "GPU", "versions": {}}) for seed in (1, 2)}
+    first, second = report.machines({("a -> b", "KD", 0): task} | others)
+    assert (
+        first == "device CPU, 1 thread; commit not recorded; torch 2; source abc (1 run)"
+        and second == "device GPU; commit not recorded (2 runs)"
+    )
+    for name, text in (("a.py", "1"), ("common/b.py", "2"), ("common/devices.py", "3")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(devices, "__file__", str(tmp_path / "common/devices.py"))
+    found = devices.versions()
+    assert found["commit"] == "unknown" and re.fullmatch("[0-9a-f]{12}", found["source"])
+    (tmp_path / "a.py").write_text("4")
+    assert devices.source_hash() != found["source"]
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "notes.txt").write_text("no source")
+    assert devices.source_hash() == found["source"]
 
 
 def test_a_result_table_is_filled():

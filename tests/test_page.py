@@ -183,7 +183,7 @@ def test_the_page_holds_the_table_and_all_beside_it(home, capsys):
     assert "Tiny & quick" in page.texts["h1"][0] and page.texts["dd"][2:] == [
         "0, 1",
         "6 of 9",
-        "CPU, 1 thread; torch 2.15.0; commit abc1234 (6 runs)",
+        "device CPU, 1 thread; commit abc1234; torch 2.15.0 (6 runs)",
     ]
     assert [t for t in page.texts["figcaption"] if "against" in t] == [
         "Accuracy against queries",

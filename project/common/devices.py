@@ -1,11 +1,13 @@
 """The device and the packages that a run computes with."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -73,7 +75,7 @@ def peak_mb(device: torch.device) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and packages, and the git commit."""
+    """Versions of Python and packages, the git commit, and the hash of the source files, which a copy without git has, too."""
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -85,4 +87,13 @@ def versions() -> dict[str, str]:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""
-    return found | {"commit": commit or "unknown"}
+    return found | {"commit": commit or "unknown", "source": source_hash()}
+
+
+def source_hash() -> str:
+    """The first 12 digits of the SHA-256 of all Python files in project/, names and content."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]

@@ -240,6 +240,17 @@ def options_of_rows(cells: Cells) -> dict[str, str]:
     return {name: said or "the defaults of its script" for name, said in words.items()}
 
 
+def machines(cells: Cells) -> list[str]:
+    """What the runs were measured with, a line for each combination: device, versions, commit, number of runs."""
+    found: dict[str, set[int]] = {}
+    for task in cells.values():
+        if r := task.result:
+            said = {"device": r.get("device", "unknown"), "commit": "unknown"} | r.get("versions", {})
+            words = [f"{k} {v}".replace(" unknown", " not recorded") for k, v in said.items()]
+            found.setdefault("; ".join(words), set()).add(id(task))
+    return [f"{words} ({len(tasks)} run{'s' * (len(tasks) > 1)})" for words, tasks in found.items()]
+
+
 def measured(cells: Cells) -> str:
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
     out = io.StringIO()

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from . import beside, beside_published, report
 from .cli import UsageError
 from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text
-from .tables import read_table, table_names
+from .tables import read_table, seeds_text, table_names
 from .utils import lookup, save_text
 
 COLUMNS = {  # a marker's words -> the columns of report.rows_of
@@ -38,7 +38,8 @@ def cells_of(path: Path) -> report.Cells:
     """{(pair, row's name, seed): a finished task} of one file of tables/measured, in its order, as `report` takes them."""
     cells = {}
     for row in read_measured(path):
-        result = dict(row)
+        words = row["versions"].split()
+        result = row | {"versions": dict(zip(words[::2], words[1::2], strict=False))}
         if COPYING[0] in row:
             result["copying"] = {k: row[k] for k in COPYING}
         if FEWSHOT[0] in row:
@@ -89,9 +90,7 @@ class Measured:
 
     def page(self) -> str:
         """docs/results/NAME.md."""
-        first = [t.result for t in self.cells.values()]
         seeds = sorted({seed for _, _, seed in self.cells})
-        machines = dict.fromkeys(f"{r['device']}; {r['versions']}" for r in first)
         counted = [*map(str, seeds)] if len(seeds) < 12 else [f"{seeds[0]} to {seeds[-1]}"]
         notes = [line for pair in self.pairs for line in report.copied(self.cells, pair)]
         return "\n".join(
@@ -101,7 +100,7 @@ class Measured:
                 f"Table `{self.source}`, data set {self.table['dataset']}, seeds {', '.join(counted)}. Repeat it with:",
                 "",
                 "```sh",
-                f"python project/table.py {self.source} --seeds {len(seeds)}",
+                f"python project/table.py {self.source} --seeds {seeds_text(seeds)}",
                 "```",
                 "",
                 "Accuracies in percent on test images at the last epoch, mean ± standard deviation over seeds. "
@@ -120,7 +119,7 @@ class Measured:
                 "",
                 "Measured with:",
                 "",
-                *(f"- {m}" for m in machines),
+                *(f"- {m}" for m in report.machines(self.cells)),
                 "",
             ]
         )

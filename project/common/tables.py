@@ -292,6 +292,13 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    """What --seeds takes for these seeds, in ascending order: `3`, `1-3` or `0,2`."""
+    if len(seeds) < seeds[-1] - seeds[0] + 1:
+        return ",".join(map(str, seeds))
+    return f"{seeds[0]}-{seeds[-1]}" if seeds[0] else str(len(seeds))
+
+
 def rows_named(given: Sequence[str], names: Sequence[str]) -> list[str]:
     """The rows that --only names, each by its name or a unique beginning; several with commas. UsageError for others."""
     found = []

@@ -12,7 +12,7 @@ from .. import beside_published
 from ..blackbox import RESPONSES
 from ..csv_files import read_published, split_pair
 from ..datasets import spec_of
-from ..report import EXPLAINED, LEVEL, Cells, caption, columns_of, head_of, names_of, options_of_rows, rows_and_notes, tasks_of
+from ..report import EXPLAINED, LEVEL, Cells, caption, columns_of, head_of, machines, names_of, options_of_rows, rows_and_notes, tasks_of
 from ..utils import save_text
 from . import plots, training
 from .images import Gallery
@@ -120,18 +120,6 @@ def sort_key(column: str, text: str) -> float | str | None:
 
 
 # ---- beside the table
-
-
-def machines(cells: Cells) -> list[dict[str, str]]:
-    """What the runs were measured with: {device, versions, commit, runs} for each combination."""
-    found: dict[tuple[str, str, str], set[int]] = {}
-    for task in cells.values():
-        if r := task.result:
-            versions = {k: str(v) for k, v in r.get("versions", {}).items()}
-            commit = versions.pop("commit", "unknown")
-            key = r.get("device", "unknown"), ", ".join(f"{k} {v}" for k, v in versions.items()), commit
-            found.setdefault(key, set()).add(id(task))
-    return [{"device": d, "versions": v, "commit": c, "runs": str(len(tasks))} for (d, v, c), tasks in found.items()]
 
 
 def runs(cells: Cells) -> dict[str, Any]:
