@@ -5,6 +5,7 @@
     python project/table.py digits --show --html writes also logs/tables/digits.html, one page with plots, curves, pictures and commands
     python project/table.py digits --dry_run     prints the commands that are missing
     python project/table.py digits --watch       shows what runs, how far it is, what failed and what waits
+    python project/table.py digits --check       runs one measured cell again, at random, and compares
     python project/table.py --docs               writes the result tables of README.md and docs/ from tables/measured/
 
 A table is a TOML file in tables/. It has a data set, pairs of teacher and student, seeds, rows and options. A row has a name, a script
@@ -34,6 +35,7 @@ from common.cli import RunError, UsageError, cli, say
 import argparse
 import importlib
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -43,6 +45,7 @@ from common.engine import Snakemake
 from common.options import RunOptions
 from common.page.writing import write_page
 from common.plan import Plan
+from common.recheck import check_cell, drawn
 from common.runner import Runner
 from common.tables import read_table, rows_named, seeds_of, table_names, table_path
 from common.utils import lookup, save_text
@@ -81,6 +84,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--html", action="store_true", help="write the table also as one HTML page, with plots, curves and commands")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands that are missing, and run nothing")
     parser.add_argument("--watch", action="store_true", help="show the state of the runs until all have ended (on a terminal; else once)")
+    check_help = "run one random cell of tables/measured again in a temporary folder, and compare (with --only, --seeds: one of these)"
+    parser.add_argument("--check", action="store_true", help=check_help)
+    parser.add_argument(
+        "--draw", type=whole, help="seed of the random choice of --check (default: another one each time, which is printed)"
+    )
     parser.add_argument("--docs", action="store_true", help="write the result tables in README.md and docs/ from tables/measured/")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     for name in ("data", "checkpoints", "logs"):
@@ -158,6 +166,8 @@ def main(argv=None):
     args = arguments(argv)
     if args.docs:
         return say("\n".join(f"written: {path}" for path in results.write()) or "the result tables are up to date")
+    if args.check:
+        return recheck(args)
     table, plan, against, name = planned(args)
     if args.watch:
         return watch(plan.tasks, name)
@@ -169,6 +179,15 @@ def main(argv=None):
         finish_table(args, table, plan, against, Path(args.logs_dir) / "tables" / name)
     except KeyboardInterrupt:
         raise RunError("stopped; finished runs are kept, run the same command to continue") from None
+
+
+def recheck(args: argparse.Namespace) -> None:
+    """Runs a random measured cell again and compares. RunError where the numbers do not agree."""
+    table = read_table(args.table)
+    draw = secrets.randbelow(1000) if args.draw is None else args.draw
+    cell = drawn(table_path(args.table), table, args.logs_dir, args.only, args.seeds, draw)
+    say(f"drawn with --draw {draw}: {cell}")
+    check_cell(table, {root: getattr(args, root) for root in ROOTS}, args_of, cell, args.jobs)
 
 
 def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str, out: Path) -> None:

@@ -11,6 +11,7 @@ import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from . import beside, beside_published, report
 from .cli import UsageError
@@ -34,18 +35,28 @@ COLUMNS = {  # a marker's words -> the columns of report.rows_of
 MARKER = re.compile(r"(<!-- measured: ([\w-]+)((?:; \w+: [^;]*?)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def versions_of(row: dict[str, Any]) -> dict[str, str]:
+    """{package: version} of a row of tables/measured; also commit and source."""
+    words = row["versions"].split()
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
 def cells_of(path: Path) -> report.Cells:
     """{(pair, row's name, seed): a finished task} of one file of tables/measured, in its order, as `report` takes them."""
     cells = {}
     for row in read_measured(path):
-        words = row["versions"].split()
-        result = row | {"versions": dict(zip(words[::2], words[1::2], strict=False))}
+        result = row | {"versions": versions_of(row)}
         if COPYING[0] in row:
             result["copying"] = {k: row[k] for k in COPYING}
         if FEWSHOT[0] in row:
             result["fewshot"] = {"last": {shot: [row[shot], row[f"{shot}_half"]] for shot in ("1shot", "5shot")}}
         cells[row["pair"], row["method"], row["seed"]] = SimpleNamespace(result=result, state="done", why="", args=None)
     return cells
+
+
+def source_of(path: Path) -> str:
+    """The table that a file of tables/measured is of, NAME for NAME.csv and NAME-cpu.csv; empty where there is no such table."""
+    return next((name for name in (path.stem, path.stem.removesuffix("-cpu")) if name in table_names()), "")
 
 
 class Measured:
@@ -57,7 +68,7 @@ class Measured:
             there_are = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
             raise UsageError(f"no file {path}; tables/measured has: {there_are}")
         self.name, self.cells = name, cells_of(path)
-        self.source = next((n for n in (name, name.removesuffix("-cpu")) if n in table_names()), "")
+        self.source = source_of(path)
         if not self.source:
             raise UsageError(f"{path}: no table tables/{name.removesuffix('-cpu')}.toml, which it would be of; rename one of them")
         self.table = read_table(self.source)
