@@ -74,7 +74,10 @@ def test_the_interval_is_of_students_t_and_with_a_published_error_welchs():
     assert beside_published.texts(row, ours)["ours - published"] == f"**{gap:+.2f} [{low:+.2f}, {high:+.2f}]**"
 
 
-@pytest.mark.parametrize("ours, text", [([90.5], "+0.50"), ([90.51], "**+0.51**"), ([89.4, 89.4], "**-0.60 [-0.60, -0.60]**")])
+@pytest.mark.parametrize(
+    "ours, text",
+    [([90.5], "+0.50"), ([89.7, 91.3, 90.5], "+0.50 [-1.49, +2.49]"), ([90.51], "**+0.51**"), ([89.4, 89.4], "**-0.60 [-0.60, -0.60]**")],
+)
 def test_a_difference_of_more_than_half_a_point_is_bold(ours, text):
     row = {"paper": "P", "method": "KD", "value": 90.0, "confidence": "C", "source": "s"}
     assert beside_published.texts(row, ours)["ours - published"] == text

@@ -62,7 +62,7 @@ def texts(row: dict[str, Any], ours: list[float]) -> Row:
     if len(ours) > 1:
         half = half_width(ours, **{k: row[k] for k in SPREAD if k in row})
         text += f" [{gap - half:+.2f}, {gap + half:+.2f}]"
-    return shown | {"ours, %": f"{spread(ours)} ({len(ours)})", "ours - published": f"**{text}**" if abs(gap) > MARKED else text}
+    return shown | {"ours, %": f"{spread(ours)} ({len(ours)})", "ours - published": f"**{text}**" if round(abs(gap), 4) > MARKED else text}
 
 
 def notes(table: dict, cells: Cells) -> list[str]:
