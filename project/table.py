@@ -33,8 +33,6 @@ rows. A row is bold if it is significantly better (p < 0.05).
 from common.cli import RunError, UsageError, cli, say
 
 import argparse
-import importlib
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -42,28 +40,14 @@ from pathlib import Path
 from common import beside_published, charts, report, results
 from common.arguments import Parser
 from common.engine import Snakemake
-from common.options import RunOptions
 from common.page.writing import write_page
-from common.plan import Plan
+from common.plan import ROOTS, Plan
 from common.recheck import check_cell, drawn
 from common.runner import Runner
-from common.tables import read_table, rows_named, seeds_of, table_names, table_path
+from common.tables import SEEDS, read_table, rows_named, seeds_of, table_names, table_path
 from common.utils import lookup, save_text
-from common.values import check, whole
+from common.values import check, folder, whole
 from common.watching import watch
-
-ROOTS = ("data_dir", "checkpoints_dir", "logs_dir")
-
-
-def args_of(script: str) -> type[RunOptions]:
-    """Returns the options class of a script. The import runs nothing. UsageError for a file that has none."""
-    found = getattr(importlib.import_module(script), "Args", None)
-    if not (isinstance(found, type) and issubclass(found, RunOptions)):
-        raise UsageError(f"project/{script}.py has no class Args of options; docs/extending.md shows what a script looks like")
-    return found
-
-
-# ---- the command
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -71,8 +55,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="project/table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("table", nargs="?", default="", help="name of a table in tables/, or path of a .toml file")
     parser.add_argument("--jobs", type=whole, default=1, help="number of runs at the same time, distributed over the GPUs (default: 1)")
-    seeds = "number of seeds (3: 0, 1, 2), range (0-4) or list (0,2,5) of seeds, instead of those in the table's file"
-    parser.add_argument("--seeds", help=seeds)
+    parser.add_argument("--seeds", help=SEEDS)
     only = "row to run and to print, with all that it needs: its name or a unique beginning; several with commas, or repeat the option"
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help=only)
     engine = "scheduler of the runs: local (this machine) or snakemake (also clusters; docs/scale.md) (default: local)"
@@ -103,10 +86,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.html and args.only:
         raise UsageError("--html writes a page of all rows; leave --only out")
     for name in ROOTS:
-        setattr(args, name, folder := os.path.expanduser(getattr(args, name)))
-        check(name, folder, {})
-        if not folder.strip():
-            raise UsageError(f"--{name} {folder!r}: it must be a folder; leave it out for {name.removesuffix('_dir')}/")
+        setattr(args, name, folder(name, getattr(args, name), f"leave it out for {name.removesuffix('_dir')}/"))
     return args
 
 
@@ -151,7 +131,7 @@ def planned(args: argparse.Namespace) -> tuple[dict, Plan, str, str]:
         against = args.against if args.against in names else lookup(args.against, names, "row for --against")
     only = rows_named(args.only, names)
     try:
-        plan = Plan(table, {name: getattr(args, name) for name in ROOTS}, args_of)
+        plan = Plan(table, {name: getattr(args, name) for name in ROOTS})
     except UsageError as e:
         raise UsageError(f"{path}: {e}") from None
     if only:
@@ -187,7 +167,7 @@ def recheck(args: argparse.Namespace) -> None:
     draw = secrets.randbelow(1000) if args.draw is None else args.draw
     cell = drawn(table_path(args.table), table, args.logs_dir, args.only, args.seeds, draw)
     say(f"drawn with --draw {draw}: {cell}")
-    check_cell(table, {root: getattr(args, root) for root in ROOTS}, args_of, cell, args.jobs)
+    check_cell(table, {root: getattr(args, root) for root in ROOTS}, cell, args.jobs)
 
 
 def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str, out: Path) -> None:

@@ -14,7 +14,7 @@ from common.record import Record
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's `&`: the processes of tests would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ["export", "ledger", "robustness", "serve", "table"]  # they train nothing
+TOOLS = ["campaign", "export", "ledger", "robustness", "serve", "table"]  # they train nothing
 FEWSHOT = ["fewshot_classifier", "fewshot_meta", "fewshot_test"]  # they have data sets of their own
 SCRIPTS = sorted(p.stem for p in (ROOT / "project").glob("*.py") if p.stem not in (*TOOLS, *FEWSHOT))
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import campaign
 import ledger
 import pytest
 from conftest import ROOT
@@ -52,6 +53,8 @@ def test_every_command_is_understood(page, tmp_path):
             continue
         if name == "ledger.py":
             ledger.parsed(argv)
+        elif name == "campaign.py":
+            campaign.arguments(argv)
         elif folder == "project" and name != "table.py":
             options.parse(importlib.import_module(name[:-3]).Args, argv)
         elif name == "table.py":

@@ -96,7 +96,7 @@ def tasks_of(*rows, folder, **changes):
     """Tasks of a table of these rows."""
     content = {"title": "x", "dataset": "Digits", "pairs": ["ResNet8 -> ResNet8"], "seeds": [0], "rows": list(rows)} | changes
     roots = {"data_dir": "data", "checkpoints_dir": str(folder / "c"), "logs_dir": str(folder / "l")}
-    return Plan(content, roots, table.args_of).tasks
+    return Plan(content, roots).tasks
 
 
 ROWS = {"name": "CE", "script": "CE"}, {"name": "KD", "script": "KD"}
@@ -204,7 +204,7 @@ def test_rows_are_named_by_their_beginning():
 def test_only_keeps_the_rows_with_their_needs_and_the_finished_row_that_they_are_compared_with(tmp_path):
     roots = {"data_dir": "data", "checkpoints_dir": str(tmp_path), "logs_dir": str(tmp_path)}
     content = read_table("digits") | {"seeds": [0, 1]}
-    plan = Plan(content, roots, table.args_of)
+    plan = Plan(content, roots)
     kd = next(t for (_, name, seed), t in plan.cells.items() if (name, seed) == ("KD", 1))
     save_json(kd.folder / "result.json", {"line": "x", "options": {"weights_init": "torch"}, "sources": {}, "accuracy": 90.0})
     plan.keep(["MEKD hard"], "KD")

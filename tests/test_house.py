@@ -6,7 +6,8 @@ import pytest
 from conftest import FEWSHOT, ROOT, SCRIPTS, TOOLS
 
 COMMON = ROOT / "project" / "common"
-SYSTEMS = {"db3kd", "aeahl", "gda", "fewshot", "imitation", "serving", "export", "page"}  # rooms that belong to some scripts each
+# rooms that belong to some scripts each
+SYSTEMS = {"db3kd", "aeahl", "gda", "fewshot", "imitation", "serving", "export", "page", "campaign"}
 
 
 def dotted(path):

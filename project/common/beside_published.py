@@ -20,17 +20,20 @@ EXPLAINED = (
 
 def rows_of(table: dict, cells: Cells, pair: str) -> list[Row]:
     """A row {column: text} for each published number of one pair; none where the table names no paper, or has query budgets."""
+    there, ours = published_of(table, pair), {name: list(accuracies(cells, pair, name).values()) for name in names_of(cells, pair)}
+    return [{"method": name} | texts(number, values) for name, values in ours.items() for number in there.get(name, [])]
+
+
+def published_of(table: dict, pair: str) -> dict[str, list[dict[str, Any]]]:
+    """{row's name, or teacher: the rows of published.csv that stand beside it} of one pair."""
     if not table.get("paper") or table.get("budgets"):
-        return []
+        return {}
     said = {row["name"]: row.get("published", row["name"]) for row in table["rows"]}
     said |= {"teacher": table.get("teacher_published", "teacher")}
     dataset = spec_of(table.get("private") or table["dataset"])[0]  # that of the test images
-    there, rows = [row for row in read_published() if row.get("dataset") == dataset], []
-    for name in names_of(cells, pair):
-        for number in wanted(said.get(name, name), pair):
-            if found := best_of(there, number, table["paper"], pair):
-                rows.append({"method": name} | texts(found, list(accuracies(cells, pair, name).values())))
-    return rows
+    there = [row for row in read_published() if row.get("dataset") == dataset]
+    found = {name: [best_of(there, number, table["paper"], pair) for number in wanted(of, pair)] for name, of in said.items()}
+    return {name: rows for name, numbers in found.items() if (rows := [row for row in numbers if row])}
 
 
 def wanted(said: str | list[str] | dict, pair: str) -> list[str]:

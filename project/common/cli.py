@@ -11,11 +11,13 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 
+BEGAN = time.monotonic()  # of this process, before anything slow is imported
 PARENT = "END_WITH_STDIN"  # environment variable of a run that ends when its standard input is closed
 PLAIN = {"±": "+-", "×": "x", "–": "-", "…": "...", "→": "->"}  # for terminals that know only ASCII
 tracebacks: Path | None = None  # the folder in which a run leaves the traceback of an unexpected error

@@ -1,7 +1,8 @@
 """The runs of a table: what its file asks for, as tasks that need each other."""
 
+import importlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .cli import UsageError
@@ -12,6 +13,16 @@ from .report import labelled
 from .runner import Server, Task
 from .utils import net_name, run_folder, safe
 
+ROOTS = ("data_dir", "checkpoints_dir", "logs_dir")
+
+
+def args_of(script: str) -> type[RunOptions]:
+    """Returns the options class of a script. The import runs nothing. UsageError for a file that has none."""
+    found = getattr(importlib.import_module(script), "Args", None)
+    if not (isinstance(found, type) and issubclass(found, RunOptions)):
+        raise UsageError(f"project/{script}.py has no class Args of options; docs/extending.md shows what a script looks like")
+    return found
+
 
 class Plan:
     """The runs of a table.
@@ -19,12 +30,13 @@ class Plan:
     cells: {(pair, name of the row, seed): Task}; teachers and generators have rows of their own. tasks: all distinct runs.
     """
 
-    def __init__(self, table: dict, roots: dict[str, str], args_of: Callable[[str], type[RunOptions]]):
+    def __init__(self, table: dict, roots: dict[str, str], shared: dict[Path, Task] | None = None):
         """Plans all runs. table: the content of its file. roots: {data_dir, checkpoints_dir, logs_dir}. UsageError for a wrong option.
 
-        args_of: gives the options class of a script.
+        shared: the runs of several tables by folder, to which this plan adds its own; a run of two tables is one Task.
         """
-        self.table, self.roots, self.args_of, self.dataset = table, roots, args_of, spec_of(table["dataset"])[0]
+        self.table, self.roots, self.dataset = table, roots, spec_of(table["dataset"])[0]
+        self.shared = {} if shared is None else shared
         self.private = {"private": spec_of(table["private"])[0]} if table.get("private") else {}
         self.rows = {row["name"]: row for row in table["rows"]}
         others = [row["reuse"]["pair"] for row in table["rows"] if "pair" in row.get("reuse", {})]
@@ -57,7 +69,7 @@ class Plan:
 
     def add_row(self, pair: str, row: dict, seed: int) -> None:
         """Plans the runs of a row, one for each budget."""
-        has_teacher = issubclass(self.args_of(row["script"]), TeacherOptions)
+        has_teacher = issubclass(args_of(row["script"]), TeacherOptions)
         for budget in self.table.get("budgets", [0]) if has_teacher else [0]:
             self.place(pair, labelled(row["name"], budget), seed, self.task_of_row(pair, row, seed, budget))
 
@@ -78,7 +90,7 @@ class Plan:
         given = fixed | self.table.get("options", {}) | self.table.get("scripts", {}).get(script, {}) | options
         given |= {k: v for k, v in self.roots.items() if v != k.removesuffix("_dir")}
         try:
-            args = parse(self.args_of(script), flags(**given), f"project/{script}.py")
+            args = parse(args_of(script), flags(**given), f"project/{script}.py")
         except UsageError as e:
             raise UsageError(f"{script}.py: {e}") from None
         for k, v in ({"teacher": "", "overwrite": False, "extend": False, "dry_run": False} | fixed | self.roots).items():
@@ -91,7 +103,8 @@ class Plan:
         given, args = self.read_options(script, seed, fixed, options or {})
         roots = (self.roots[k] for k in ("checkpoints_dir", "logs_dir"))
         folder, logs = (run_folder(root, script, dataset_tag(args), run_name_of(args), seed) for root in roots)
-        known = self.by_folder.setdefault(folder, Task(script, given, args, folder, logs / "output.log", list(needs)))
+        new = Task(script, given, args, folder, logs / "output.log", list(needs))
+        known = self.by_folder.setdefault(folder, self.shared.setdefault(folder, new))
         if different := differences(args, settings(known.args)):
             rows = f"two rows use the folder {folder} with different options"
             raise UsageError(f"{rows}: {', '.join(different)}; give one of them a tag in its options")
@@ -99,14 +112,14 @@ class Plan:
 
     def task_without_teacher(self, script: str, model: str, seed: int, options: dict | None = None) -> Task:
         """Returns a run without a teacher. It needs the run whose network it starts from, if there is one."""
-        begins = self.args_of(script).BEGINS
+        begins = args_of(script).BEGINS
         needs = [self.task_without_teacher(begins, model, seed)] if begins else []
         return self.task(script, seed, {"model": model}, options, needs)
 
     def task_of_row(self, pair: str, row: dict, seed: int, budget: int = 0) -> Task:
         """Returns the run of a row. It needs the runs that make its teacher, generator and labels."""
         (teacher, student), script, options = self.pairs[pair], row["script"], row.get("options", {})
-        Args, asking = self.args_of(script), self.table.get("serve", {}).get("asking", {})
+        Args, asking = args_of(script), self.table.get("serve", {}).get("asking", {})
         if row.get("alone"):
             return self.task_without_teacher(script, student, seed, options)
         if not issubclass(Args, TeacherOptions):  # a student alone learns the private data set

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .cli import RunError, UsageError, say
 from .csv_files import ROOT, read_measured
 from .options import BEFORE, RunOptions, described
-from .plan import Plan
+from .plan import Plan, args_of
 from .results import source_of, versions_of
 from .runner import Runner, Task
 from .significance import half_width
@@ -72,7 +72,7 @@ def drawn(path: Path, table: dict, logs: str, only: Sequence[str], seeds: Sequen
 # ---- the table as it was measured
 
 
-def as_measured(table: dict, cell: Cell, args_of: Callable[[str], type[RunOptions]]) -> dict:
+def as_measured(table: dict, cell: Cell) -> dict:
     """The table with the cell's seed and the options that its rows had when they were measured."""
     budget = cell.row["method"].partition(" @")[2]
     rows, scripts = [], dict(table.get("scripts", {}))
@@ -114,7 +114,7 @@ def known(Args: type[RunOptions]) -> set[str]:
 # ---- the run
 
 
-def check_cell(table: dict, roots: dict[str, str], args_of: Callable[[str], type[RunOptions]], cell: Cell, jobs: int) -> None:
+def check_cell(table: dict, roots: dict[str, str], cell: Cell, jobs: int) -> None:
     """Runs a cell again and prints what it compares. RunError where a run fails or the numbers do not agree.
 
     roots: {data_dir, checkpoints_dir, logs_dir}; finished runs with the same options in this checkpoints_dir are used, not repeated.
@@ -122,7 +122,7 @@ def check_cell(table: dict, roots: dict[str, str], args_of: Callable[[str], type
     with contextlib.ExitStack() as at_end:
         home = tempfile.mkdtemp(prefix="check-")
         at_end.callback(shutil.rmtree, home, ignore_errors=True)
-        plan = Plan(as_measured(table, cell, args_of), roots | {k: str(Path(home) / k) for k in ("checkpoints_dir", "logs_dir")}, args_of)
+        plan = Plan(as_measured(table, cell), roots | {k: str(Path(home) / k) for k in ("checkpoints_dir", "logs_dir")})
         if not (task := plan.cells.get((cell.row["pair"], cell.row["method"], cell.row["seed"]))):
             raise UsageError(f"{cell} is not in the table any more; choose another row with --only")
         needs = needs_of(task)

@@ -55,8 +55,8 @@ def cells_of(path: Path) -> report.Cells:
 
 
 def source_of(path: Path) -> str:
-    """The table that a file of tables/measured is of, NAME for NAME.csv and NAME-cpu.csv; empty where there is no such table."""
-    return next((name for name in (path.stem, path.stem.removesuffix("-cpu")) if name in table_names()), "")
+    """The table that a file of tables/measured is of, NAME for NAME.csv, NAME-cpu.csv and NAME-gpu.csv; empty where there is none."""
+    return next((name for name in (path.stem, re.sub("-(cpu|gpu)$", "", path.stem)) if name in table_names()), "")
 
 
 class Measured:
@@ -70,7 +70,7 @@ class Measured:
         self.name, self.cells = name, cells_of(path)
         self.source = source_of(path)
         if not self.source:
-            raise UsageError(f"{path}: no table tables/{name.removesuffix('-cpu')}.toml, which it would be of; rename one of them")
+            raise UsageError(f"{path}: no table tables/{re.sub('-(cpu|gpu)$', '', name)}.toml, which it would be of; rename one of them")
         self.table = read_table(self.source)
         self.pairs = list(dict.fromkeys(pair for pair, _, _ in self.cells))
         names = list(dict.fromkeys(name for _, name, _ in self.cells))

@@ -95,6 +95,7 @@ class Runner:
     def __init__(self, tasks: list[Task], jobs: int):
         self.todo, self.jobs, self.running = [t for t in tasks if t.state == "missing"], jobs, {}
         self.done, self.began, self.gpus = 0, time.monotonic(), torch.cuda.device_count()
+        self.kills_at = None  # time.monotonic() at which runs are ended that are still saving; None: never
         self.bar = tqdm(total=len(self.todo), unit="run", disable=not sys.stderr.isatty())
 
     def say(self, text: str) -> None:
@@ -106,7 +107,7 @@ class Runner:
         """Runs until nothing is missing. On Ctrl-C or SIGTERM it stops the runs, which save first, and raises KeyboardInterrupt."""
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C
         try:
-            while any(t.state not in ENDED for t in self.todo):
+            while self.goes_on():
                 self.start_ready()
                 self.collect()
                 self.bar.set_postfix_str(", ".join(str(t) for t, _ in self.running.values()))
@@ -120,6 +121,10 @@ class Runner:
             self.bar.close()
             signal.signal(signal.SIGTERM, former)
 
+    def goes_on(self) -> bool:
+        """Whether a run is missing, or running."""
+        return any(t.state not in ENDED for t in self.todo)
+
     def stop(self) -> None:
         """Stops the runs, which save first; the second Ctrl-C ends them at once."""
         processes = [process for _, process in self.running.values()]
@@ -129,8 +134,8 @@ class Runner:
             if processes:
                 self.say(f"{len(processes)} runs save and stop; Ctrl-C again ends them at once")
             for process in processes:
-                process.wait()
-        except KeyboardInterrupt:
+                process.wait(None if self.kills_at is None else max(0.0, self.kills_at - time.monotonic()))
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
             for process in processes:
                 process.kill()
                 process.wait()
@@ -150,7 +155,7 @@ class Runner:
         for task in [t for t in self.todo if t.state in ("missing", "waiting")]:
             if self.fail_blocked(task):
                 continue
-            if len(self.running) < self.jobs and all(n.state == "done" for n in task.needs):
+            if len(self.running) < self.jobs and self.is_ready(task):
                 if is_locked(task.folder):
                     self.wait(task)
                     continue
@@ -159,6 +164,10 @@ class Runner:
                     self.report_end(task)
                 else:
                     self.start(task)
+
+    def is_ready(self, task: Task) -> bool:
+        """Whether a run can start: all that it needs is done."""
+        return all(n.state == "done" for n in task.needs)
 
     def wait(self, task: Task) -> None:
         """Notes that another process runs this task."""

@@ -271,6 +271,8 @@ def check_row(row: dict, place: str, has_budgets: bool) -> None:
 
 # ---- what the command line selects
 
+SEEDS = "number of seeds (3: 0, 1, 2), range (0-4) or list (0,2,5) of seeds, instead of those in the table's file"
+
 
 def seeds_of(text: str) -> list[int]:
     """The seeds that --seeds gives: `3` is 0, 1, 2; `0-4` and `0,2,5-7` are ranges and lists. UsageError for anything else."""

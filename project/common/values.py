@@ -3,6 +3,7 @@
 import argparse
 import math
 import operator
+import os
 import re
 import unicodedata
 from typing import Any
@@ -77,6 +78,15 @@ def check_text(name: str, text: str) -> None:
     longest = max(len(part.encode()) for part in text.split("/"))
     if longest > LETTERS or len(text) > 16 * LETTERS:
         raise UsageError(f"--{name} {short(text)}: it has {len(text.encode()):,} bytes; at most {LETTERS} are allowed between slashes")
+
+
+def folder(name: str, text: str, hint: str) -> str:
+    """The folder that an option `--name` gives, `~` expanded. UsageError for one that cannot be, with the hint for an empty one."""
+    text = os.path.expanduser(text)
+    check(name, text, {})
+    if not text.strip():
+        raise UsageError(f"--{name} {text!r}: it must be a folder; {hint}")
+    return text
 
 
 NORMALISATIONS = {  # name: (mean, std) of a grey image and of the channels of a colour image, for pixels in [0, 1]

@@ -23,7 +23,7 @@ from .utils import clock
 EVERY = 2.0  # seconds between looks
 SILENT = 300.0  # seconds without a sign, of a run on another machine, after which the silence is shown
 ORDER = ("running", "silent", "failed", "stopped", "waiting")
-LEFT = re.compile(r"epoch +\d+/\d+ .* (\d+):(\d\d):(\d\d) left")
+LEFT = re.compile(r"epoch +(\d+)/(\d+) .* (\d+):(\d\d):(\d\d) left")
 
 
 @dataclass
@@ -134,11 +134,22 @@ def age_of(task: Task) -> float:
 
 def progress(task: Task, last: str, age: float) -> str:
     """`epoch 12 of 30, 0:01:10 left`: by the last lines of log.jsonl and of the output, whose estimate is `age` seconds old."""
-    done = 0
-    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-        done = json.loads((task.log.with_name("log.jsonl")).read_text().splitlines()[-1])["epoch"]
-    words = f"epoch {done} of {task.args.epochs}"
-    if found := LEFT.match(last):
-        hours, minutes, seconds = map(int, found.groups())
-        words += f", {clock(max(0, 3600 * hours + 60 * minutes + seconds - age))} left"
+    words = f"epoch {epochs_done(task)} of {task.args.epochs}"
+    if found := left_of(last):
+        words += f", {clock(max(0, found[1] - age))} left"
     return words
+
+
+def epochs_done(task: Task) -> int:
+    """The last epoch in a run's log.jsonl, 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+        return json.loads((task.log.with_name("log.jsonl")).read_text().splitlines()[-1])["epoch"]
+    return 0
+
+
+def left_of(line: str) -> tuple[int, int] | None:
+    """(epochs, seconds) that are left by a line of a run's output; None for a line that does not say it."""
+    if not (found := LEFT.match(line)):
+        return None
+    epoch, total, hours, minutes, seconds = map(int, found.groups())
+    return total - epoch, 3600 * hours + 60 * minutes + seconds
