@@ -9,6 +9,9 @@ It prints:
     augmentation of whole batches in images per second, against torchvision's transforms on single uint8 images on one core (as in a
     DataLoader worker)
     a few-shot evaluation: encodings per image, and the times of encoding and of the episodes
+
+The machine's floor of a time is the FLOPs of its convolutions and matrix products divided by the FLOPs per second of a large float32
+matrix product; `copy` is the time of a copy of the bytes that these operations read and write.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import GDA
-from speed import timed
+from floor import Machine, Work, timed, work_of
 
 from common.datasets import load, novel
 from common.fewshot.episodes import EpisodeOptions, episode_accuracies
@@ -38,6 +41,12 @@ SHAPE, CLASSES = (3, 32, 32), 100
 @dataclass
 class Args(EpisodeOptions, Base):
     """The options of a few-shot evaluation."""
+
+
+def floor_of(machine: Machine, work: Work, seconds: float, steps: int = 1) -> str:
+    """Returns the floor of a measured time of `steps` steps in milliseconds a step, the ratio to it, and the time of a copy, as a text."""
+    floor, copy = machine.floor(work)
+    return f"floor {1e3 * floor / steps:,.1f} ms, {seconds / floor:.2f} times the floor, copy {1e3 * copy / steps:,.1f} ms"
 
 
 def main():
@@ -69,9 +78,6 @@ def main():
         return 2 * F.cross_entropy(s, y) + kl(s, t, 4.0) + sum(alignment_terms(s, t, options).values())
 
     options, losses = parse(GDA.Args, ["--compile"] if args.compile else []), (loss_with, loss_without)
-    if args.compile:
-        student.compile()
-        teacher.compile()
 
     def train(loss):
         for _ in range(args.steps):
@@ -82,6 +88,13 @@ def main():
             total.backward()
             optimizer.step()
 
+    machine = Machine(device)
+    print(machine)
+    step_work = work_of(lambda: train(loss_without))  # before they are compiled
+    if args.compile:
+        student.compile()
+        teacher.compile()
+
     def medians(first, second):  # the seconds of both, and the ratio
         timed(first, device), timed(second, device)  # warm-up
         rounds = [(timed(first, device), timed(second, device)) for _ in range(args.rounds)]
@@ -89,6 +102,7 @@ def main():
 
     with_gda, without, ratio = medians(*(lambda f=f: train(f) for f in losses))
     print(f"a step of KD with GDA / without: {1e3 * with_gda / args.steps:.1f} ms / {1e3 * without / args.steps:.1f} ms = {ratio:.3f}")
+    print(f"a step without GDA: {floor_of(machine, step_work, without, args.steps)}")
     s, t = (torch.randn(args.batch, CLASSES, device=device) * 3 for _ in range(2))
     for name, term in (
         ("Fisher-Rao", fisher_rao),
@@ -140,11 +154,14 @@ def main():
     encode()
     encoded.clear()
     features = encode()
-    seconds = [timed(f, device) for f in (encode, lambda: episode_accuracies(features, few.y, episode_options, 1, 8000))]
+    parts = {"encoding": encode, "episodes": lambda: episode_accuracies(features, few.y, episode_options, 1, 8000)}
     per_episode = 8000 * 5 * 16 / len(few)
     encodings = f"{encoded[0] / len(few):.2f} encodings per image (with encoding in each episode: {per_episode:.0f})"
     print(f"8,000 episodes, {len(few):,} images: {encodings}")
-    print(f"encoding {seconds[0]:.2f} s, episodes {seconds[1]:.2f} s")
+    for name, part in parts.items():
+        work = work_of(part)
+        seconds = statistics.median(timed(part, device) for _ in range(args.rounds))
+        print(f"{name} {1e3 * seconds:,.1f} ms, {floor_of(machine, work, seconds)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 from common.cli import PARENT
 
 import KD
+from floor import timed
 
 from common.api.ledger import Ledger, key_of
 from common.api.paid import Paid
@@ -61,16 +61,9 @@ def server(
         process.wait()
 
 
-def seconds(f: Callable[[], object]) -> float:
-    """Returns how long f() takes."""
-    began = time.perf_counter()
-    f()
-    return time.perf_counter() - began
-
-
 def row(name: str, bare: Callable, ours: Callable, n: int, rounds: int) -> None:
     """Prints images per second of both, timed in turn, and the ratio of their times."""
-    times = [(seconds(bare), seconds(ours)) for _ in range(rounds)]
+    times = [(timed(bare), timed(ours)) for _ in range(rounds)]
     rates = [n / statistics.median(t[i] for t in times) for i in (1, 0)]
     ratio = statistics.median(b / o for b, o in times)
     print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {ratio:.2f} |", flush=True)
@@ -119,10 +112,10 @@ def ledger(args: argparse.Namespace, home: Path) -> None:
             kept.end(kept.intend("request", "run", "train", keys, 1, 0.0), "answered", answers, [], keys)
 
     n = 200 * args.batch
-    print(f"\nledger: {n / seconds(append):,.0f} answers/s appended", end="")
-    print(f", {n / seconds(lambda: [kept.find(keys) for keys in calls]):,.0f} answers/s looked up")
+    print(f"\nledger: {n / timed(append):,.0f} answers/s appended", end="")
+    print(f", {n / timed(lambda: [kept.find(keys) for keys in calls]):,.0f} answers/s looked up")
     image = bytes(4 * 3 * 32 * 32)
-    print(f"hash: {20_000 / seconds(lambda: [key_of(image) for _ in range(20_000)]):,.0f} images/s of 3 x 32 x 32 float32")
+    print(f"hash: {20_000 / timed(lambda: [key_of(image) for _ in range(20_000)]):,.0f} images/s of 3 x 32 x 32 float32")
 
 
 def with_and_without(args: argparse.Namespace, home: Path) -> None:

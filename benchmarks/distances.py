@@ -9,7 +9,8 @@ The optimum is the nearest point that gradient descent through the teacher finds
 
     the mean distance over all pairs at each budget, and its ratio to the optimum
     the mean number of queries per pair, the number of calls of the teacher, and the queries per call
-    seconds per million queries, and their ratio to the same forward passes of the bare network
+    seconds per million queries, their ratio to the same forward passes of the bare network, and the machine's floor of these: their FLOPs
+    divided by the FLOPs per second of a large float32 matrix product
     the queries made before the search: a class for each image, and the pilots of --basis bank, which all pairs share
 
 The row `signopt` is the paper's algorithm without the errors of its code.
@@ -20,8 +21,6 @@ import contextlib
 import io
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import DB3KD
 import teacher
+from floor import Machine, timed, work_of
 
 from common import datasets
 from common.db3kd.labels import BoundaryDistances, budgets_of
@@ -68,17 +68,6 @@ def rendered(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(x)[:, None], torch.as_tensor(y)
 
 
-def timed(f: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """Returns the result of f() and its time in seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    value = f()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return value, time.perf_counter() - began
-
-
 def prepared_run(shared: dict[str, Any], name: str, options: dict[str, Any], budgets: str, lamda: float) -> tuple[Run, BoundaryDistances]:
     """Returns a DB3KD.py run whose classes are bought, and its BoundaryDistances."""
     given = {"teacher": "LeNet5", "model": "LeNet5_half", "sr_mode": "mbd", "budgets": budgets, "lamda": lamda}
@@ -87,13 +76,13 @@ def prepared_run(shared: dict[str, Any], name: str, options: dict[str, Any], bud
         return run, BoundaryDistances(run, run.buy(run.random_plan(len(run.queryable))), budgets_of(run.args)[0])
 
 
-def bare(run: Run, size: int) -> float:
-    """Returns the seconds per million images of the bare network at batch size `size`: the median of five measurements."""
+def bare(run: Run, size: int, machine: Machine) -> tuple[float, float]:
+    """Returns the seconds per million images of the bare network at batch size `size`, the median of five measurements, and their floor."""
     x = torch.randn(size, *run.data.shape, device=run.device)
     with torch.no_grad():
-        run.teacher.net(x)
-        seconds = [timed(lambda: [run.teacher.net(x) for _ in range(10)], run.device)[1] for _ in range(5)]
-        return 1e6 / (10 * size) * sorted(seconds)[2]
+        work = work_of(lambda: run.teacher.net(x))
+        seconds = [timed(lambda: [run.teacher.net(x) for _ in range(10)], run.device) for _ in range(5)]
+    return 1e6 / (10 * size) * sorted(seconds)[2], 1e6 / size * machine.floor(work)[0]
 
 
 def optimum_of(run: Run, x: Tensor, search: Search, p: Tensor) -> float:
@@ -136,18 +125,20 @@ def main():
                 continue
             run, measure = prepared_run(shared, name, options, args.budgets, args.lamda)
             rows = torch.randperm(len(measure.bank), generator=torch.Generator().manual_seed(1))[: args.images].to(run.device)
-            x, s, before, calls, api = measure.bank[rows], measure.classes[rows], run.teacher.counts["queries"], [], run.teacher.api
-            run.teacher.api = lambda z, api=api, calls=calls: (calls.append(len(z)), api(z))[1]
-            search, seconds = timed(lambda m=measure, x=x, s=s, rows=rows: m.solve(x, s, rows, m.budgets), run.device)
+            x, s, before, calls, asked = measure.bank[rows], measure.classes[rows], run.teacher.counts["queries"], [], run.teacher.asked
+            asked.answer = lambda z, stage, answer=asked.answer, calls=calls: (calls.append(len(z)), answer(z, stage))[1]
+            found = []
+            seconds = timed(lambda: found.append(measure.solve(x, s, rows, measure.budgets)), run.device)  # noqa: B023
+            (search,) = found
             queries, p = run.teacher.counts["queries"] - before, (search.r < float("inf")).nonzero()[:, 0]
             assert queries == search.count.sum()
             if optimum is None:
                 optimum = optimum_of(run, x, search, p)
                 print(f"{len(p)} pairs, mean distance of the optimum {optimum:.3f}; mean distances at budgets {args.budgets}:")
             means = "  ".join(f"{v:.3f} ({v / optimum:.3f})" for v in search.curve[p].mean(0).tolist())
-            ratio = 1e6 * seconds / queries / bare(run, int(np.median(np.repeat(calls, calls))))
+            per_million, (least, floor) = 1e6 * seconds / queries, bare(run, int(np.median(np.repeat(calls, calls))), Machine(run.device))
             cost = f"{queries / len(p):5.0f} queries per pair, {len(calls):,} calls of {queries / len(calls):,.0f} queries"
-            speed = f"{1e6 * seconds / queries:.1f} s per million, {ratio:.2f} times the bare network"
+            speed = f"{per_million:.1f} s per million, {per_million / least:.2f} times the bare network, floor {floor:.1f} s"
             print(f"{name:34} {means}  {cost}, {speed}; queries before the search: {before:,}", flush=True)
 
 

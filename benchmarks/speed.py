@@ -5,7 +5,8 @@
 Images of MNIST's shape (1 x 32 x 32), ResNet32 to ResNet8, batch size 128, the scripts' default options. A row prints the median time of
 the script, that of the bare arithmetic, and the median of the rounds' ratios. Both sides are timed in turn in each round, so that other
 jobs on the machine slow down both. The floor is the machine's: the FLOPs of the bare arithmetic (convolutions and matrix products) divided
-by the FLOPs per second of a large float32 matrix product, which is timed in each round, too.
+by the FLOPs per second of a large matrix product, which is timed in each round, too. Its last number is the time of a copy of the bytes
+that the same operations read and write; caches can make it shorter.
 
     KD ... DB3KD      an epoch on bought responses with log and states; bare: forward pass, backward pass and SGD step of the same student
                       on prepared data (AL: also those of the critic; AM: on mixes that are made at each step)
@@ -14,7 +15,9 @@ by the FLOPs per second of a large float32 matrix product, which is timed in eac
                       the loss is read at every step; bare: as for KD
     DAFL, MEKD        a step; bare: the passes of the networks in it; MEKD with new images at every step, and with images bought once
     AM scoring        scoring of --pairs pairs x 11 weights (paper: 500,000 pairs); bare: forward passes of the student on as many images
-    DB3KD labels      boundary distances of 600 images: number of queries, and queries per call of the teacher
+    evaluation        accuracy and agreement of the student on 10 times as many test images; bare: its forward passes on prepared images
+    DB3KD labels      boundary distances of 100 images: number of queries, and queries per call of the teacher; bare: the teacher's
+                      forward passes in calls of the same sizes
 """
 
 import argparse
@@ -23,7 +26,6 @@ import io
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +36,6 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import AL
@@ -47,6 +48,7 @@ import KN
 import MEKD
 import ML
 import teacher as teacher_script
+from floor import Machine, timed, work_of
 
 from common import datasets
 from common.blackbox import BlackBox
@@ -55,6 +57,7 @@ from common.db3kd.search import Search
 from common.devices import peak_mb
 from common.gan import Generator
 from common.losses import kl
+from common.measures import Audited, quality
 from common.models import build
 from common.options import flags
 from common.utils import run_folder, save
@@ -62,45 +65,20 @@ from common.utils import run_folder, save
 SHAPE, CLASSES, BATCH = (1, 32, 32), 10, 128
 
 
-def noise_reader(n: int) -> Callable[[Path, bool], tuple[Tensor, Tensor]]:
-    """Returns a data set reader of noise images: n training images and 16 test images."""
+def noise_of(n: int, shape: tuple[int, int, int] = SHAPE) -> datasets.Spec:
+    """Returns a data set of noise images: n training images and 16 test images."""
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randint(0, 256, (n, 1, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % CLASSES
-    return lambda folder, train: (x, y) if train else (x[:16], y[:16])
+    x, y = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=g), torch.arange(n) % CLASSES
+    return datasets.Spec(CLASSES, shape[0], shape[1], lambda folder, train: (x, y) if train else (x[:16], y[:16]), "nothing")
 
 
 def script_epoch(script: ModuleType, home: str, device: torch.device, **options) -> float:
     """Returns the median time in seconds of an epoch of a script."""
     shared = {"dataset": "noise", "model": "ResNet8", "lamda": 1, "epochs": 3, "eval_every": 1000}
     shared |= {} if script is teacher_script else {"teacher": "ResNet32"}
-    places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device.type}
+    places = {"checkpoints_dir": f"{home}/c", "logs_dir": f"{home}/l", "overwrite": True, "device": device}
     with contextlib.redirect_stdout(io.StringIO()):
         return script.main(flags(**shared | places | options))["epoch_seconds"]
-
-
-def timed(f: Callable[[], object], device: torch.device) -> float:
-    """Returns the time of f() in seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    f()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def product(device: torch.device) -> tuple[Callable[[], object], float]:
-    """Returns (a float32 product of two large matrices, its FLOPs)."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device) for _ in range(2))
-    return lambda: a @ b, 2.0 * n**3
-
-
-def flops_of(f: Callable[[], object]) -> int:
-    """Returns the FLOPs of the convolutions and matrix products in f()."""
-    with FlopCounterMode(display=False) as counter:
-        f()
-    return counter.get_total_flops()
 
 
 def reset_peak(device: torch.device) -> None:
@@ -241,28 +219,58 @@ def am_scoring(x: Tensor, data: datasets.Data, pairs: int, device: torch.device)
     return lambda: timed(lambda: AM.least_confident(student, data.view, x, index, weights), device) / size_ratio, bare
 
 
-def db3kd_labels(x: Tensor, teacher: nn.Module, device: torch.device, n: int = 600) -> None:
-    """Prints the number of queries and calls for the boundary distances of n of the uint8 images x (N, C, H, W)."""
-    teacher, calls, bank = BlackBox(teacher, "logits"), [], x[: 4 * n].float() / 255
-    logits = teacher(bank * 2 - 1)
+def evaluation(x: Tensor, data: datasets.Data, device: torch.device) -> tuple[Callable[[], float], Callable[[], None]]:
+    """Returns the timed evaluation of a student on the uint8 images x (N, C, H, W), and its bare forward passes on prepared images."""
+    student, y = net_of("ResNet8", device).eval(), torch.arange(len(x), device=device) % CLASSES
+    log_p = torch.randn(len(x), CLASSES, device=device).log_softmax(1)
+    images, truth, prepared = datasets.Images(x, y), Audited(log_p, None, True, 0.0), data.view(x[:1000])
+
+    @torch.no_grad()
+    def bare():
+        for part in x.split(1000):
+            student(prepared[: len(part)])
+
+    return lambda: timed(lambda: quality(student, images, data.view, truth), device), bare
+
+
+def boundary_search(x: Tensor, teacher: nn.Module, n: int) -> tuple[Callable[[], None], BlackBox, list[int]]:
+    """Returns the search for the boundary distances of n of the uint8 images x (N, C, H, W), what it asks, and the sizes of its calls."""
+    ask, calls, bank = BlackBox(teacher, "logits"), [], x[: 4 * n].float() / 255
+    logits = ask(bank * 2 - 1)
     mean, std = logits.mean(0), logits.std(0)  # standardised logits: an untrained network would assign all images to one class
 
     def label(images):
         calls.append(len(images))
-        return ((teacher(images * 2 - 1, "mixed") - mean) / std).argmax(1)
+        return ((ask(images * 2 - 1, "mixed") - mean) / std).argmax(1)
 
     classes = label(bank)
-    began, before = time.perf_counter(), teacher.counts["queries"]
-    calls.clear()
-    rays = [v.flatten(0, 1) for v in nearest_of_class(bank[:n], classes[:n], bank, classes, CLASSES, 8)]
-    search = Search(bank[:n], classes[:n], label, CLASSES)
-    search.start(bank, *rays)
-    search.bisect_rays(bank, *rays)
-    queries, seconds = teacher.counts["queries"] - before, time.perf_counter() - began
-    print(
-        f"DB3KD labels of {n} images: {queries:,} queries in {len(calls)} calls ({queries / len(calls):,.0f} per call), {seconds:.1f} s",
-        flush=True,
-    )
+
+    def search():
+        calls.clear()
+        rays = [v.flatten(0, 1) for v in nearest_of_class(bank[:n], classes[:n], bank, classes, CLASSES, 8)]
+        found = Search(bank[:n], classes[:n], label, CLASSES)
+        found.start(bank, *rays)
+        found.bisect_rays(bank, *rays)
+
+    return search, ask, calls
+
+
+def db3kd_labels(x: Tensor, teacher: nn.Module, device: torch.device, n: int = 100) -> tuple[Callable[[], float], Callable[[], None]]:
+    """Returns the timed search for the boundary distances of n of the images x, and the teacher's bare forward passes in calls of the same
+    sizes; prints the number of queries."""
+    search, ask, calls = boundary_search(x, teacher, n)
+    search()
+    sizes, prepared = [*calls], torch.randn(max(calls), *SHAPE, device=device)
+    text = f"{sum(sizes):,} queries in {len(sizes)} calls ({sum(sizes) / len(sizes):,.0f} per call)"
+    print(f"DB3KD labels of {n} images: {text}", flush=True)
+
+    @torch.no_grad()
+    def bare():
+        for size in sizes:
+            for part in ask.asked.chunks(prepared[:size]):
+                teacher(part)
+
+    return lambda: timed(search, device), bare
 
 
 def main():
@@ -276,27 +284,27 @@ def main():
     parser.add_argument("--only", default="", help="first letters of the rows that are measured (default: all rows)")
     args = parser.parse_args()
     device, n = torch.device(args.device), args.steps
-    datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 1, 32, noise_reader(args.images), "nothing")
+    datasets.DATASETS["noise"] = noise_of(args.images)
     data = datasets.load("noise", device=device)
     x, t = data.view(data.train.x), torch.randn(args.images, CLASSES, device=device)
     teacher = net_of("ResNet32", device).eval().requires_grad_(False)
     G = Generator(CLASSES, SHAPE).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     print(f"{args.images} images, {n} steps, {args.rounds} rounds, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
-    def compare(name, script_time, bare, unit=1):  # script_time() returns seconds; bare() runs the bare arithmetic; unit: steps in it
+    # script_time() returns seconds; bare() runs the bare arithmetic; unit: steps in it
+    def compare(name, script_time, bare, unit=1, n_rounds=args.rounds):
         if not name.startswith(args.only):
             return
-        share = flops_of(bare) / product_flops  # and warm-up
+        work = work_of(bare)  # and warm-up
         reset_peak(device)
-        rounds = [(script_time(), timed(bare, device), share * min(timed(matmul, device) for _ in range(5))) for _ in range(args.rounds)]
-        a, b, floor = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
+        rounds = [(script_time(), timed(bare, device), *machine.floor(work)) for _ in range(n_rounds)]
+        a, b, floor, copy = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
         ratio, over = (statistics.median(r[0] / r[i] for r in rounds) for i in (1, 2))
-        peak = f"peak {peak_mb(device):,} MiB"
-        print(f"{name:55} {a:9,.1f} ms {b:9,.1f} ms  {ratio:.2f}   floor {floor:9,.1f} ms  {over:.2f}   {peak}", flush=True)
+        least = f"floor {floor:9,.1f} ms  {over:.2f}   copy {copy:8,.1f} ms"
+        print(f"{name:55} {a:9,.1f} ms {b:9,.1f} ms  {ratio:.2f}   {least}   peak {peak_mb(device):,} MiB", flush=True)
 
-    matmul, product_flops = product(device)
-    best = product_flops / min(timed(matmul, device) for _ in range(10))
-    print(f"float32 matrix product: {best / 1e9:,.0f} GFLOP/s", flush=True)
+    machine = Machine(device)
+    print(machine, flush=True)
 
     with tempfile.TemporaryDirectory() as home:
         save(run_folder(f"{home}/c", "teacher", "noise", "ResNet32", 0) / "teacher.pt", {"model": teacher.state_dict()})
@@ -320,8 +328,10 @@ def main():
             bare = bare_mekd(G, teacher, device, n, fresh=not options)
             compare(f"MEKD step, {name} / bare passes", lambda o=options: script_epoch(MEKD, home, device, steps=n, **o), bare, n)
     compare(f"AM scoring of {args.pairs:,} pairs x 11 / bare passes", *am_scoring(data.train.x, data, args.pairs, device))
+    tests = data.train.x.repeat(10, 1, 1, 1)
+    compare(f"evaluation on {len(tests):,} images / bare passes", *evaluation(tests, data, device))
     if "DB3KD labels".startswith(args.only):
-        db3kd_labels(data.train.x, teacher, device)
+        compare("DB3KD labels / bare passes", *db3kd_labels(data.train.x, teacher, device), n_rounds=1)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ For each variant of the attack it prints two rows:
     a step of a synthesis      forward and backward passes of generator, teacher and student, and optimizer step
 
 A row has the median time of the script, that of the same passes on prepared images, and the median of the rounds' ratios. Both sides are
-timed in turn in each round. The script also prints how many augmented and normalised images the pool serves per second, and the time of an
-epoch of 400 student steps and 10 synthesis steps with each attack, relative to an epoch without.
+timed in turn in each round. Then follow the machine's floor, the ratio to it and the time of a copy, as in speed.py. The script also
+prints how many augmented and normalised images the pool serves per second, and the time of an epoch of 400 student steps and 10 synthesis
+steps with each attack, relative to an epoch without.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import AEAHL
-from speed import timed
+from floor import Machine, timed, work_of
 
 from common import datasets
 from common.aeahl.synthesis import Synthesiser
@@ -88,6 +89,13 @@ def student_batches(syn: Synthesiser) -> Iterator[tuple[Tensor, ...]]:
         yield from (syn.attack(x, t) if syn.attack else (x, t) for x, t in syn.batches())
 
 
+def synthesise(run: Run, syn: Synthesiser) -> None:
+    """Runs one synthesis of `STEPS` steps, whose images replace those of the pool."""
+    syn.pool.n = 0
+    with autocast(run.device, run.args.amp):
+        syn.synthesise()
+
+
 def bare_synthesis(run: Run, syn: Synthesiser, n: int) -> None:
     """Trains the generator for n steps through the frozen teacher and student, on prepared latents."""
     a, G = run.args, syn.inner
@@ -123,12 +131,17 @@ def main():
     print(f"{args.teacher} -> {args.model}, batch {args.batch}, {setup}", flush=True)
 
     def print_row(name, script, bare, steps):  # returns the milliseconds of a step of the script
-        timed(bare, device), timed(script, device)  # warm-up
-        rounds = [(timed(script, device) / steps, timed(bare, device) / steps) for _ in range(args.rounds)]
-        a, b = (1e3 * statistics.median(side) for side in zip(*rounds, strict=True))
-        print(f"{name:48} {a:10,.1f} ms {b:10,.1f} ms   {statistics.median(x / y for x, y in rounds):.2f}", flush=True)
+        work = work_of(bare)  # and warm-up
+        timed(script, device)
+        rounds = [(timed(script, device), timed(bare, device), *machine.floor(work)) for _ in range(args.rounds)]
+        a, b, floor, copy = (1e3 * statistics.median(side) / steps for side in zip(*rounds, strict=True))
+        ratio, over = (statistics.median(r[0] / r[i] for r in rounds) for i in (1, 2))
+        least = f"floor {floor:8,.1f} ms  {over:.2f}   copy {copy:8,.1f} ms"
+        print(f"{name:48} {a:10,.1f} ms {b:10,.1f} ms  {ratio:.2f}   {least}", flush=True)
         return a
 
+    machine = Machine(device, torch.bfloat16 if args.amp == "bf16" else torch.float32)
+    print(machine, flush=True)
     with tempfile.TemporaryDirectory() as home:
         teacher = build(args.teacher, CLASSES, SHAPE)
         save(run_folder(f"{home}/c", "teacher", "noise", args.teacher, 0) / "teacher.pt", {"model": teacher.state_dict()})
@@ -153,13 +166,9 @@ def main():
             script, bare = (lambda b=b, f=f, run=run: student_steps(run, b, f, args.steps) for b, f in sides)
             step[name] = print_row(f"{name}: a step of the student / bare passes", script, bare, args.steps)
 
-            def synthesise(run=run, syn=syn):
-                syn.pool.n = 0
-                with autocast(run.device, run.args.amp):
-                    syn.synthesise()
-
-            bare = lambda run=run, syn=syn: bare_synthesis(run, syn, STEPS)  # noqa: E731
-            synth[name] = print_row(f"{name}: a step of a synthesis / bare passes", synthesise, bare, STEPS)
+            sides = synthesise, lambda run, syn: bare_synthesis(run, syn, STEPS)
+            script, bare = (lambda f=f, run=run, syn=syn: f(run, syn) for f in sides)
+            synth[name] = print_row(f"{name}: a step of a synthesis / bare passes", script, bare, STEPS)
             if name == "plain":
                 index = [torch.randint(args.batch, (args.batch,), device=device) for _ in range(50)]
 

@@ -126,10 +126,10 @@ def main(argv=None):
 
     bought = run.buy(run.random_plan(n_first))
     for number in range(1, args.rounds + 1):
-        run.fit(run.batches(bought), loss, until=number * args.round_epochs())
+        run.fit(run.batches(bought), loss, until=number * args.round_epochs(), repeatable=True)
         if n_mixes:
             bought = run.buy(plan_mixes)
-    run.fit(run.batches(bought), loss)
+    run.fit(run.batches(bought), loss, repeatable=True)
     return run.finish()
 
 

@@ -28,7 +28,7 @@ def main(argv=None):
     def loss(x, y):  # x: images (B, C, H, W), y: labels (B,)
         return {"ce": F.cross_entropy(run.student(x), y)}
 
-    run.fit(run.images(run.labels), loss)
+    run.fit(run.images(run.labels), loss, repeatable=True)
     return run.finish()
 
 

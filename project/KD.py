@@ -32,7 +32,7 @@ def main(argv=None):
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         return {"kl": kl(student(x), t, args.temperature, args.kl_scale, run.teacher.hard, args.standardise)}
 
-    run.fit(run.asked(), loss)
+    run.fit(run.asked(), loss, repeatable=True)
     return run.finish()
 
 

@@ -108,7 +108,8 @@ def main(argv=None):
             bought_index = bought["index"].cpu()
         if i + 1 == rounds:  # a new student learns all responses, as in the paper
             run.student.load_state_dict(initial)
-        run.fit(run.batches(bought), loss, until=args.epochs // 6 * (i + 1) // rounds if i + 1 < rounds else None, policy=policy)
+        until = args.epochs // 6 * (i + 1) // rounds if i + 1 < rounds else None
+        run.fit(run.batches(bought), loss, until=until, repeatable=True, policy=policy)
     return run.finish()
 
 

@@ -105,7 +105,7 @@ def main(argv=None):
             batches = run.batches(bought, generate(centred(bought["answers"]) / args.gen_t), steps=args.steps)
     else:
         batches = Draw(args.steps, draw)
-    run.fit(batches, loss)
+    run.fit(batches, loss, repeatable=True)
     return run.finish()
 
 

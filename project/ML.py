@@ -31,7 +31,7 @@ def main(argv=None):
     def loss(x, t):  # x: images (B, C, H, W), t: the teacher's responses (B, K)
         return {"mse": F.mse_loss(centred(run.student(x)), centred(t))}
 
-    run.fit(run.asked(), loss)
+    run.fit(run.asked(), loss, repeatable=True)
     return run.finish()
 
 

@@ -90,7 +90,7 @@ def main(argv=None):
     def loss(x, t, logits):  # x: images (B, C, H, W), t: the teacher's classes, one-hot (B, K), logits: soft labels (B, K)
         return soft_label_loss(args, run.student(x), t, logits)
 
-    run.fit(run.batches(bought, soft_labels_of(run, bought)), loss)
+    run.fit(run.batches(bought, soft_labels_of(run, bought)), loss, repeatable=True)
     return run.finish()
 
 

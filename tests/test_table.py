@@ -578,6 +578,16 @@ def test_a_page_of_measured_numbers_needs_its_table_and_its_pairs(tmp_path, monk
         results.filled("<!-- measured: digits-cpu; pair: ResNet8 -> ResNet8 -->\n<!-- end -->")
 
 
+def test_the_speed_of_a_gpu_is_no_table(tmp_path, monkeypatch):
+    folder = tmp_path / "tables/measured"
+    folder.mkdir(parents=True)
+    (tmp_path / "README.md").write_text("")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results.beside, "page", lambda: "")
+    (folder / "gpu-speed.csv").write_text("what,net\nKD,ResNet8\n")
+    assert {p.name for p in results.pages()} == {"released.md", "README.md"}
+
+
 def test_what_a_table_writes_is_read_again(tiny):
     more = {
         "copying": {"synthetic_median": 2.5, "private_median": 1.5, "closer": 0.01},
@@ -657,6 +667,20 @@ def in_process(monkeypatch):
         return SimpleNamespace(poll=lambda: 0, returncode=0, stdin=io.BytesIO())
 
     monkeypatch.setattr(runner, "launch", launch)
+
+
+def test_more_runs_than_gpus_share_them_evenly(monkeypatch):
+    placed = []
+    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runner, "launch", lambda task, jobs, gpu: placed.append(gpu))
+    table_of = runner.Runner([], 5)
+    for ended in ((), (), (), (), (), (0, 1), (), (3, 1)):  # slots 0, 2 and 4 are on the first GPU
+        for slot in ended:
+            del table_of.running[slot]
+        table_of.start(SimpleNamespace(server=None))
+    assert placed == [0, 1, 0, 1, 0, 1, 0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert [runner.visible_device(gpu) for gpu in (0, 1)] == ["3", "GPU-5"]
 
 
 def test_budgets_make_a_row_a_curve(tiny, capsys, in_process):

@@ -176,8 +176,10 @@ class Runner:
             self.say(f"{task} waits for another process that runs it")
 
     def start(self, task: Task) -> None:
-        """Starts a run."""
-        slot = next(i for i in range(self.jobs) if i not in self.running)
+        """Starts a run, on the GPU that has the fewest."""
+        gpus = self.gpus or 1
+        free = [i for i in range(self.jobs) if i not in self.running]
+        slot = min(free, key=lambda i: sum(i % gpus == other % gpus for other in self.running))
         try:
             if task.server:
                 task.server.start(self.jobs)

@@ -22,6 +22,7 @@ from .options import Base
 from .processes import rank
 from .record import Record
 from .schedule import lr_at, optimizer_of
+from .steps import Recorder
 from .utils import autocast, clock
 
 PATIENCE = 2.0  # seconds that a stop waits for the epoch's end
@@ -81,7 +82,7 @@ class Training:
     ):
         """save(name): saves the student as NAME.pt."""
         self.args, self.device, self.record, self.teacher, self.stop, self.save = args, device, record, teacher, stop, save
-        self.epoch, self.done, self.printed, self.epoch_seconds = 0, 0, 0.0, []
+        self.epoch, self.done, self.printed, self.epoch_seconds, self.recorder = 0, 0, 0.0, [], Recorder(args, device)
 
     def fit(
         self,
@@ -92,32 +93,26 @@ class Training:
         evaluate: Callable[[], dict] = dict,
         until: int | None = None,
         beside: nn.Module | None = None,
+        repeatable: bool = False,
         **objects,
     ) -> None:
         """Minimises the sum of the terms that `loss(*batch)` returns by name, up to the epoch `until`, and logs each under its name.
 
         The student's own optimizer follows the options; those given step beside it. evaluate: gives the numbers to log. until: the last
-        epoch of --epochs by default. beside: a net that the student's optimizer trains too. objects: more that has a state to resume.
+        epoch of --epochs by default. beside: a net that the student's optimizer trains too. repeatable: the loss does nothing but compute,
+        from its batch, the nets and constants, so that a GPU can repeat its operations. objects: more that has a state to resume.
         """
         main = optimizer_of(self.args, nn.ModuleList([student, *([beside] if beside else [])]))
         objects |= {"beside": beside} if beside else {}
         every = [main, *optimizers]
-        named = {f"optimizer{i}": o for i, o in enumerate(every)}
+        named, step = {f"optimizer{i}": o for i, o in enumerate(every)}, self.recorder.step(loss, every, repeatable)
         for epoch in self.epochs(evaluate, until, student=student, **named, **objects):
             for group in main.param_groups:
                 group["lr"] = lr_at(self.args, epoch)
             student.train()
             with allocating("a training step", "--batch_size", "--img_size"), self.keeping_student():
                 for batch in self.steps(batches):
-                    with autocast(self.device, self.args.amp):
-                        terms = loss(*batch)
-                        total = sum(terms.values())
-                    for o in every:
-                        o.zero_grad()
-                    total.backward()
-                    for o in every:
-                        o.step()
-                    self.tally(**terms)
+                    self.tally(**step(*batch))
 
     @contextmanager
     def keeping_student(self) -> Iterator[None]:
