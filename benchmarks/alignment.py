@@ -29,6 +29,7 @@ import GDA
 from floor import Machine, Work, timed, work_of
 
 from common.datasets import load, novel
+from common.devices import device_of
 from common.fewshot.episodes import EpisodeOptions, episode_accuracies
 from common.gda.alignment import alignment_terms, fisher_rao, sinkhorn
 from common.losses import kl
@@ -60,7 +61,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--compile", action="store_true", help="compile the networks and the Sinkhorn term with torch.compile")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = device_of(Base(device=args.device))
     print(f"{args.teacher} -> {args.model}, batch {args.batch}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     torch.manual_seed(0)
     teacher, student = (build(n, CLASSES, SHAPE, device).to(memory_format=torch.channels_last) for n in (args.teacher, args.model))

@@ -54,12 +54,12 @@ from common import datasets
 from common.blackbox import BlackBox
 from common.db3kd.boundary import nearest_of_class
 from common.db3kd.search import Search
-from common.devices import peak_mb
+from common.devices import device_of, peak_mb
 from common.gan import Generator
 from common.losses import kl
 from common.measures import Audited, quality
 from common.models import build
-from common.options import flags
+from common.options import Base, flags
 from common.utils import run_folder, save
 
 SHAPE, CLASSES, BATCH = (1, 32, 32), 10, 128
@@ -283,7 +283,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=2000, help="number of image pairs that AM scores (default: 2000; paper: 500,000)")
     parser.add_argument("--only", default="", help="first letters of the rows that are measured (default: all rows)")
     args = parser.parse_args()
-    device, n = torch.device(args.device), args.steps
+    device, n = device_of(Base(device=args.device)), args.steps
     datasets.DATASETS["noise"] = noise_of(args.images)
     data = datasets.load("noise", device=device)
     x, t = data.view(data.train.x), torch.randn(args.images, CLASSES, device=device)

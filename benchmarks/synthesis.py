@@ -32,9 +32,10 @@ from floor import Machine, timed, work_of
 
 from common import datasets
 from common.aeahl.synthesis import Synthesiser
+from common.devices import device_of
 from common.losses import kl
 from common.models import build
-from common.options import flags
+from common.options import Base, flags
 from common.run import Run
 from common.utils import autocast, run_folder, save
 
@@ -124,7 +125,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument("--amp", default="off", help="number format of forward passes: off (float32) or bf16 (default: off)")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = device_of(Base(device=args.device))
     noise = (torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.arange(2))
     datasets.DATASETS["noise"] = datasets.Spec(CLASSES, 3, 32, lambda folder, train: noise, "nothing")
     setup = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, amp {args.amp}"
