@@ -80,6 +80,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.table and not args.docs:
         raise UsageError(f"no table given; there are: {', '.join(table_names())}, or the path of a .toml file")
     check("jobs", args.jobs, {"ge": 1, "le": 1024})
+    if args.check and (other := next((n for n in ("show", "html", "dry_run", "watch") if getattr(args, n)), "")):
+        raise UsageError(f"--check runs one cell and prints what it compares; leave --{other} out")
     args.seeds = None if args.seeds is None else seeds_of(args.seeds)
     if args.engine_args and args.engine == "local":
         raise UsageError("--engine_args are those of Snakemake; add --engine snakemake")

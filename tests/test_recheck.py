@@ -32,13 +32,13 @@ def test_a_cell_is_run_again_with_the_options_of_then(tiny, in_process, capsys, 
     table.main([*argv, "--check", "--only", "KD", "--draw", "3"])
     out = capsys.readouterr().out
     assert "drawn with --draw 3: KD, " in out and "runs: 2, " in out and "options, used: 0\n" in out
-    assert "agrees to the digit: accuracy " in out and "queries 259.0 then, 259.0 now" in out
+    assert "agrees to the digit: accuracy " in out and "queries 259 then, 259 now" in out
     assert before == {p: p.stat().st_mtime_ns for p in before} | {path: before[path]} and not (tiny.home / "empty").exists()
     (row,) = (r for r in read_measured(written) if r["method"] == "KD")
     written.write_text(written.read_text().replace(f",hard,{row['accuracy']},", ",hard,99.9,"))
     argv[2] = str(tiny.home / "c")
     with pytest.raises(
-        RunError, match=rf"KD, .*, seed 1 of tiny.csv does not agree, on the same .*: accuracy 99.9 then, {row['accuracy']} now"
+        RunError, match=rf"KD, .*, seed 1 of tiny.csv does not agree, on the same .*: accuracy 99.9 then, {row['accuracy']:.10g} now"
     ):
         table.main([*argv, "--check", "--only", "KD"])
 
@@ -77,13 +77,11 @@ def judged(cell, accuracy, **more):
 
 def test_the_same_device_and_versions_must_agree_to_the_digit():
     said = judged(cell_of(), 90.00001)
-    assert said.startswith(
-        "agrees to the digit: accuracy 90.0 then, 90.0 now, queries 259.0 then, 259.0 now (commit old then, new now; source"
-    )
+    assert said.startswith("agrees to the digit: accuracy 90 then, 90 now, queries 259 then, 259 now (commit old then, new now; source")
     for result in ({"accuracy": 90.1}, {"accuracy": 90.0, "queries": 260}):
         with pytest.raises(RunError, match="does not agree, on the same device with the same versions"):
             judged(cell_of(), **result)
-    with pytest.raises(RunError, match=r"teacher_accuracy 99.0 then, 98.0 now"):
+    with pytest.raises(RunError, match=r"teacher_accuracy 99 then, 98 now"):
         judged(cell_of(teacher_accuracy=99.0), 90.0, teacher_accuracy=98.0)
 
 

@@ -180,7 +180,10 @@ def judged(cell: Cell, result: dict[str, Any]) -> str:
     compared = [k for k in COMPARED if k in row]
     here, then = ({"device": r["device"], "commit": "unknown"} | r["versions"] for r in (result, row | {"versions": versions_of(row)}))
     changed = [f"{k} {then.get(k, 'unknown')} then, {here[k]} now" for k in here if here[k] != then.get(k)]
-    about = ", ".join(f"{k} {row[k]} then, {now.get(k)} now" for k in compared) + f" ({'; '.join(changed) or 'the same code'})"
+    about = (
+        ", ".join(f"{k} {row[k]:.10g} then, {now.get(k, math.nan):.10g} now" for k in compared)
+        + f" ({'; '.join(changed) or 'the same code'})"
+    )
     if all(now.get(k) == row[k] for k in compared):
         return f"agrees to the digit: {about}"
     repeatable = here["device"].startswith("CPU") or said_of(row).get("deterministic") == "True"
