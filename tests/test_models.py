@@ -295,7 +295,7 @@ def test_a_student_starts_as_the_option_says_and_another_start_is_another_run(sc
     stds = {}
     for how in ("torch", "fan_out"):
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(Run, "fit", lambda run, *a, how=how: stds.update({how: run.student.layer3[0].conv2.weight.std().item()}))
+            m.setattr(Run, "fit", lambda run, *a, how=how, **k: stds.update({how: run.student.layer3[0].conv2.weight.std().item()}))
             script("CE", model="ResNet8", lamda=0.1, epochs=1, weights_init=how, tag=how)
     assert stds["torch"] == pytest.approx((1 / 3 / 64 / 9) ** 0.5, rel=0.02) and stds["fan_out"] == pytest.approx(
         (2 / 64 / 9) ** 0.5, rel=0.02

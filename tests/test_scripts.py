@@ -272,7 +272,7 @@ def test_mekds_image_term_is_zero_where_the_student_is_the_teacher(script, monke
     mekd = importlib.import_module("MEKD")
     from common.run import Run
 
-    def fit(run, batches, loss):
+    def fit(run, batches, loss, **more):
         run.student.load_state_dict(run.teacher.net.state_dict())
         run.student.eval()
         with torch.no_grad():

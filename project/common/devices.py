@@ -44,7 +44,7 @@ def device_of(args: Base) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Makes glibc keep the memory of freed tensors for the next ones: up to 2 GiB, and tensors of up to 1 GiB.
+    """Makes glibc keep the memory of the main thread's freed tensors for the next ones: up to 2 GiB, and tensors of up to 1 GiB.
 
     By default it returns those of 32 MB and more to Linux at once, so that each step gets them anew, page by page: half of the time of an
     evaluation. Does nothing where there is another C library.
