@@ -46,7 +46,7 @@ class RunOptions:
     tag: str = opt("", "suffix of the run's folder name, to keep runs with other options apart")
     device: str = opt("auto", "device: auto (a GPU if there is one), cpu, cuda, or cuda:1 (also 1)")
     amp: Literal["off", "bf16"] = opt("off", "number format of forward passes: float32 (off) or bfloat16 (bf16)")
-    compile: bool = opt(False, "compile the trained network with torch.compile")
+    compile: bool = opt(False, "compile the trained network with torch.compile, and on a GPU record training steps as a CUDA graph")
     deterministic: bool = opt(False, "use deterministic GPU kernels: bit-identical repetition, slower")
     sync_bn: bool = opt(
         True, "with torchrun: batch-norm statistics of each process's part of a batch instead of the whole batch (not synchronised)"
