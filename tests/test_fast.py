@@ -38,7 +38,7 @@ print(sum(faults[-6:]))
 def test_memory_of_freed_tensors_is_kept():
     """In a process of its own, since only the main thread's memory is kept, and these tests may run in another."""
     done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT / "project", capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 25_000  # 6 times 49,152 pages of 4 KB otherwise
+    assert int(done.stdout) < 100_000  # 6 times 49,152 pages of 4 KB otherwise
 
 
 def view(x):
