@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from .csv_files import SPREAD, read_published, split_pair, split_published
+from .csv_files import SPREAD, read_published, split_pair
 from .datasets import spec_of
 from .report import Cells, Row, accuracies, names_of, spread
 from .significance import half_width
@@ -45,8 +45,8 @@ def wanted(said: str | list[str] | dict, pair: str) -> list[str]:
 
 def best_of(rows: list[dict[str, Any]], number: str, paper: str, pair: str) -> dict[str, Any] | None:
     """The row of published.csv that a name means, of `paper` unless it names another; the row that says most of the pair; None for none."""
-    (teacher, student), (named, method) = split_pair(pair), split_published(number)
-    found = [row for row in rows if (row["paper"], row["method"]) == (named or paper, method)]
+    teacher, student = split_pair(pair)
+    found = [row for row in rows if f"{row['paper']}: {row['method']}" in (number, f"{paper}: {number}")]
     found = [row for row in found if row.get("teacher", teacher) == teacher and row.get("student", student) == student]
     return max(found, key=lambda row: len(row.keys() & {"teacher", "student"}), default=None)
 

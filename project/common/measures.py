@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor, fx
 from torch.fx.experimental.optimization import fuse
+from torch.utils.flop_counter import FlopCounterMode
 
 from .datasets import Images
 from .losses import kl
@@ -80,6 +81,13 @@ def folded(net: nn.Module, images: Images, view: Callable[[Tensor], Tensor]) -> 
     except Exception:  # whatever somebody else's net raises when it is traced
         return net
     return copy if (found - wanted).abs().max() <= 1e-3 * wanted.abs().max() else net
+
+
+def multiply_adds(net: nn.Module, x: Tensor) -> int:
+    """The multiply-adds of a net for images x (N, C, H, W): half the FLOPs of its convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    return counter.get_total_flops() // 2
 
 
 def percent(hits: Tensor) -> float:

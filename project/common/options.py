@@ -255,20 +255,19 @@ def parse(cls: type[RunOptions], argv: list[str] | None = None, script: str = "s
     given = {k: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for k, v in given.items()}
     args = cls(**given)
     check_all(args)  # before presets, which look names up
-    for name, value in (item for _ in range(2) for item in presets_of(args).items()):  # some follow from others
-        if name not in given:
-            setattr(args, name, value)
+    set_presets(args, {*given})
     check_all(args)
     args.validate()
     return args
 
 
-def presets_of(args: RunOptions) -> dict[str, Any]:
-    """{option: value} of the `presets` of all classes of the options; those of a script come before those that it inherits."""
-    found = {}
-    for c in reversed(type(args).__mro__):
-        found |= c.__dict__["presets"](args) if "presets" in c.__dict__ else {}
-    return found
+def set_presets(args: RunOptions, given: set[str]) -> None:
+    """Sets the `presets` of all classes of the options; a script's own come first, and those that it inherits may follow from them."""
+    for c in (c for c in type(args).__mro__ if "presets" in c.__dict__):
+        new = {name: value for name, value in c.__dict__["presets"](args).items() if name not in given}
+        given |= new.keys()
+        for name, value in new.items():
+            setattr(args, name, value)
 
 
 def check_all(args: RunOptions) -> None:

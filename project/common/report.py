@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .blackbox import KINDS
@@ -253,9 +253,7 @@ def machines(cells: Cells) -> list[str]:
 
 def measured(cells: Cells) -> str:
     """CSV text, a row a run: what was measured, with settings, seed, device and versions."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, MEASURED, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
+    rows = []
     for (pair, name, seed), task in cells.items():
         if r := task.result:
             row = {k: (r | r.get("copying", {})).get(k, "") for k in MEASURED} | {"method": name, "pair": pair, "seed": seed}
@@ -263,5 +261,14 @@ def measured(cells: Cells) -> str:
             row |= {f"{shot}{end}": value for shot, pair in tested.items() for end, value in zip(("", "_half"), pair, strict=True)}
             row |= {"versions": " ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())}
             row |= {"options": shlex.join(f"{k}={v}" for k, v in r["options"].items() if v != "")}
-            writer.writerow({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
+            rows.append({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()})
+    return csv_of(rows)
+
+
+def csv_of(rows: Iterable[dict[str, Any]]) -> str:
+    """CSV text of rows with the columns MEASURED."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, MEASURED, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import report
-from ..csv_files import MEASURED, ROOT, read_measured
+from ..csv_files import ROOT, read_measured
 from ..plan import Plan
 from ..runner import Task
 from ..tables import table_names
@@ -108,11 +108,7 @@ def merged(path: Path, text: str) -> str:
         read_measured(path)  # checks it
         earlier = rows_of(path.read_text(encoding="utf-8"))
     rows = {(r["pair"], r["method"], r["seed"]): r for r in (*earlier, *rows_of(text))}
-    out = io.StringIO()
-    writer = csv.DictWriter(out, MEASURED, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows.values())
-    return out.getvalue()
+    return report.csv_of(rows.values())
 
 
 def rows_of(text: str) -> Iterable[dict[str, str]]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from functools import cache
 
 import torch
-import torch.nn as nn
 
 from ..cli import UsageError
 from ..datasets import spec_of
+from ..measures import multiply_adds
 from ..models import MODELS, build
 from ..runner import Task
 from .book import CPU, kind_of
@@ -29,16 +29,11 @@ def levels(kind: str) -> list[tuple[str, ...]]:
 
 @cache
 def multiplications(name: str, classes: int, shape: tuple[int, int, int]) -> int:
-    """Multiplications in convolutions and linear layers as a net classifies an image (C, H, W); 0 for a net that is not of this project."""
-    found = [0]
-    if name not in MODELS:
-        return 0
-    with contextlib.suppress(UsageError), torch.device("meta"), torch.no_grad():  # images too small for a net: its run will say so
-        net = build(name, classes, shape, "meta").eval()
-        for layer in (m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
-            layer.register_forward_hook(lambda layer, _, y: found.append(y.numel() * layer.weight[0].numel()))
-        net(torch.empty(1, *shape))
-    return sum(found)
+    """Multiplications as a net classifies an image (C, H, W); 0 for a net that is not of this project."""
+    if name in MODELS:
+        with contextlib.suppress(UsageError), torch.device("meta"):  # images too small for a net: its run will say so
+            return multiply_adds(build(name, classes, shape, "meta").eval(), torch.empty(1, *shape))
+    return 0
 
 
 def guess(task: Task, gpu: bool) -> float:

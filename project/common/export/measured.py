@@ -10,11 +10,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..cli import RunError
 from ..losses import kl
-from ..measures import calibration_error, percent
+from ..measures import calibration_error, multiply_adds, percent
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and an export, over the largest absolute logit (at least 1)
 PIXELS = 1e-5  # the same of normalised pixels
@@ -90,10 +89,8 @@ def per_channel_helps(tensor: float, channel: float) -> bool:
 
 
 def size_of(net: nn.Module, x: Tensor) -> dict[str, int]:
-    """Parameters of a net, and its multiply-adds for one image x (1, C, H, W): half the FLOPs of convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(x)
-    return {"parameters": sum(p.numel() for p in net.parameters()), "multiply_adds": counter.get_total_flops() // 2}
+    """Parameters of a net, and its multiply-adds for one image x (1, C, H, W)."""
+    return {"parameters": sum(p.numel() for p in net.parameters()), "multiply_adds": multiply_adds(net, x)}
 
 
 # ---- latency
