@@ -1,5 +1,6 @@
 """The machine's floor of a computation: what the benchmarks measure the speed of a device with."""
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,6 +79,17 @@ class Machine:
         """Returns the seconds of `work` at the speed of the product and at that of the copy, which are measured now."""
         now = self.measure()
         return work.flops / now.flops, work.bytes / now.bytes
+
+    def compare(self, script_time: Callable[[], float], bare: Callable[[], object], rounds: int, unit: int = 1) -> tuple[float, str]:
+        """Returns (the median milliseconds of the script, these and those of the bare arithmetic, the floor and the ratios as a text).
+
+        script_time: gives seconds. unit: number of steps in both, of which one is shown.
+        """
+        work = work_of(bare)  # and warm-up
+        times = [(script_time(), timed(bare, self.device), *self.floor(work)) for _ in range(rounds)]
+        a, b, floor, copy = (1e3 * statistics.median(side) / unit for side in zip(*times, strict=True))
+        ratio, over = (statistics.median(t[0] / t[i] for t in times) for i in (1, 2))
+        return a, f"{a:10,.1f} ms {b:10,.1f} ms  {ratio:.2f}   floor {floor:9,.1f} ms  {over:.2f}   copy {copy:8,.1f} ms"
 
     def __str__(self) -> str:
         now = self.measure()

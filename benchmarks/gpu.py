@@ -53,9 +53,10 @@ import torch
 from floor import Machine, timed, work_of
 
 from common import datasets
-from common.devices import device_name, peak_mb, versions
+from common.devices import device_name, device_of, peak_mb, versions
 from common.gan import Generator
 from common.models import build
+from common.options import Base
 from common.runner import threads_of
 from common.steps import Recorder
 from common.utils import autocast, run_folder, save, save_text
@@ -330,12 +331,12 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> Bench | None:
     args = parsed(argv)
-    device = torch.device(args.device)
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        sys.exit("gpu.py: there is no GPU here; --device cpu tries the program")
+    device = device_of(Base(device=args.device))  # cuDNN chooses its algorithms as in the scripts
     sizes = TINY if args.tiny or device.type == "cpu" else Sizes()
     if args.worker:
         return work(device, sizes, args.home, int(args.worker), int(args.number))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu.py: there is no GPU here; --device cpu tries the program")
     ends = BEGAN + max(1.0, 60 * args.minutes - MARGIN)
     before = signal.signal(signal.SIGALRM, out_of_time)
     with tempfile.TemporaryDirectory() as home:

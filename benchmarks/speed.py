@@ -23,7 +23,6 @@ that the same operations read and write; caches can make it shorter.
 import argparse
 import contextlib
 import io
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -48,7 +47,7 @@ import KN
 import MEKD
 import ML
 import teacher as teacher_script
-from floor import Machine, timed, work_of
+from floor import Machine, timed
 
 from common import datasets
 from common.blackbox import BlackBox
@@ -295,13 +294,9 @@ def main():
     def compare(name, script_time, bare, unit=1, n_rounds=args.rounds):
         if not name.startswith(args.only):
             return
-        work = work_of(bare)  # and warm-up
         reset_peak(device)
-        rounds = [(script_time(), timed(bare, device), *machine.floor(work)) for _ in range(n_rounds)]
-        a, b, floor, copy = (1e3 * statistics.median(side) / unit for side in zip(*rounds, strict=True))
-        ratio, over = (statistics.median(r[0] / r[i] for r in rounds) for i in (1, 2))
-        least = f"floor {floor:9,.1f} ms  {over:.2f}   copy {copy:8,.1f} ms"
-        print(f"{name:55} {a:9,.1f} ms {b:9,.1f} ms  {ratio:.2f}   {least}   peak {peak_mb(device):,} MiB", flush=True)
+        _, text = machine.compare(script_time, bare, n_rounds, unit)
+        print(f"{name:55}{text}   peak {peak_mb(device):,} MiB", flush=True)
 
     machine = Machine(device)
     print(machine, flush=True)

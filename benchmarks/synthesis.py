@@ -16,7 +16,6 @@ steps with each attack, relative to an epoch without.
 import argparse
 import contextlib
 import io
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "project"))
 import AEAHL
-from floor import Machine, timed, work_of
+from floor import Machine, timed
 
 from common import datasets
 from common.aeahl.synthesis import Synthesiser
@@ -132,14 +131,10 @@ def main():
     print(f"{args.teacher} -> {args.model}, batch {args.batch}, {setup}", flush=True)
 
     def print_row(name, script, bare, steps):  # returns the milliseconds of a step of the script
-        work = work_of(bare)  # and warm-up
-        timed(script, device)
-        rounds = [(timed(script, device), timed(bare, device), *machine.floor(work)) for _ in range(args.rounds)]
-        a, b, floor, copy = (1e3 * statistics.median(side) / steps for side in zip(*rounds, strict=True))
-        ratio, over = (statistics.median(r[0] / r[i] for r in rounds) for i in (1, 2))
-        least = f"floor {floor:8,.1f} ms  {over:.2f}   copy {copy:8,.1f} ms"
-        print(f"{name:48} {a:10,.1f} ms {b:10,.1f} ms  {ratio:.2f}   {least}", flush=True)
-        return a
+        timed(script, device)  # warm-up
+        milliseconds, text = machine.compare(lambda: timed(script, device), bare, args.rounds, steps)
+        print(f"{name:48}{text}", flush=True)
+        return milliseconds
 
     machine = Machine(device, torch.bfloat16 if args.amp == "bf16" else torch.float32)
     print(machine, flush=True)
