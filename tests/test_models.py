@@ -32,13 +32,15 @@ COUNTS_100 = {
     "MobileNetV2": 812_836,
 }
 COUNTS_28 = {"LeNet5": 187_780, "LeNet5_half": 47_645, "LeNet5_fifth": 7_964}  # one channel, 28 x 28
+COUNTS_32 = {"LeNet5_1998": 61_706, "LeNet5_1998_half": 15_738}  # one channel, 32 x 32
 
 
 @pytest.mark.parametrize(
     "name, classes, shape, count",
     [(n, 10, (3, 32, 32), c) for n, c in COUNTS_10.items()]
     + [(n, 100, (3, 32, 32), c) for n, c in COUNTS_100.items()]
-    + [(n, 10, (1, 28, 28), c) for n, c in COUNTS_28.items()],
+    + [(n, 10, (1, 28, 28), c) for n, c in COUNTS_28.items()]
+    + [(n, 10, (1, 32, 32), c) for n, c in COUNTS_32.items()],
 )
 def test_parameter_counts(name, classes, shape, count):
     with torch.device("meta"):
