@@ -85,7 +85,7 @@ OWN = options_of("KD") | {"sync_bn": False, "tag": "own"}
 UNEVEN = options_of("KD") | {"batch_size": 64, "tag": "uneven"}  # 259 images: batches of 64, and 3, which each process computes as a whole
 DRY = options_of("KD") | {"dry_run": True}
 WRONG = options_of("KD") | {"teacher": "ResNet20"}
-LONG = options_of("KD") | {"epochs": 40, "augment": "crop", "tag": "long"}
+LONG = options_of("KD") | {"epochs": 25, "augment": "crop", "tag": "long"}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(homes, train
         _, error = both[1 - victim].communicate(timeout=60)
         assert re.fullmatch(r"together\.py: KD: another process of this run has ended \(.*\); the same command goes on .*\n", error)
         epochs.append(len(lines_of(log)))
-    assert 0 < epochs[1] < epochs[2] < 40
+    assert 0 < epochs[1] < epochs[2] < 25
     (said, error), _ = run_together(cut, [("KD", LONG)])
     assert "goes on after epoch" in said and error == ""
     a, b = (weights(home, "KD", "long")["student.pt"] for home in (homes[2], cut))

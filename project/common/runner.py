@@ -80,7 +80,8 @@ class Task:
         except UsageError as e:
             return self.fail(e if str(self.folder) in str(e) else f"{self.folder / 'result.json'}: {e}")
         if result and (different := differences(self.args, result["options"])):
-            self.fail(f"{self.folder} holds a run with {', '.join(different)}; run the script with --overwrite, or move the folder away")
+            own = "give the table folders of its own with --checkpoints_dir and --logs_dir, or run the script with --overwrite"
+            self.fail(f"{self.folder} holds a run with {', '.join(different)}; {own}")
         elif result:
             numbers, self.unshown = read_exported(self.folder, result)
             self.result, self.state = result | numbers, "done"

@@ -46,6 +46,12 @@ def of(kind: type | tuple[type, ...], what: str, **bounds: float) -> Check:
 TEXT = of(str, "a text")
 
 
+def sentence(value: Any, place: str) -> None:
+    """A check of texts that may be longer than a name."""
+    for part in value.split(" ") if isinstance(value, str) else [value]:
+        TEXT(part, place)
+
+
 def exact(kind: str, names: Callable[[], Collection[str]]) -> Callable[[str], None]:
     """A function that raises UsageError for a name that is not there, or is spelled otherwise there."""
 
@@ -190,7 +196,7 @@ TABLE = record(
     dataset=understood(spec_of),
     private=understood(spec_of, empty=True),
     teacher_published=published_numbers,
-    findings=many(TEXT, "sentences"),
+    findings=many(sentence, "sentences"),
     pairs=many(PAIR, "pairs", split_pair),
     seeds=many(of(int, "a whole number", ge=0, le=MAX_SEED), "seeds"),
     rows=many(ROW, "rows", lambda row: row["name"]),
