@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -124,9 +125,14 @@ def test_every_result_page_names_commit_versions_device_seeds_and_command(path):
     for row in rows:
         commit = re.search(r"commit (\S+)", row["versions"])[1].replace("unknown", "not recorded")
         assert any(line.startswith(f"- device {row['device']}; commit {commit}; ") for line in lines)
-    said = re.search(r"seeds (.+)\. Repeat it with:\n\n```sh\npython project/table\.py [\w-]+ --seeds (\S+)\n", text)
+    said = re.search(r"seeds (.+)\. Repeat it with:\n\n```sh\npython project/table\.py [\w-]+ --seeds (\S+)(.*)\n", text)
     assert {*tables.seeds_of(said[2])} == {row["seed"] for row in rows}
     assert {*tables.seeds_of(said[1].replace(" to ", "-") + ",0")} == {row["seed"] for row in rows}  # seed 0 is in all of them
+    wanted, names = [row["name"] for row in tables.read_table(results.source_of(path))["rows"]], {r["method"].partition(" @")[0] for r in rows}
+    repeated = shlex.split(said[3])[1::2] or wanted  # the command runs the rows that are measured, and the page names the others
+    assert repeated == [name for name in wanted if name in names]
+    left = "; ".join(name for name in wanted if name not in names)
+    assert re.findall(r"not measured yet: (.*)\.\n", text) == [left] * bool(left)
 
 
 @pytest.mark.parametrize("seeds, flag", [([0, 1, 2], "3"), ([0], "1"), ([3], "3-3"), ([1, 2], "1-2"), ([0, 2], "0,2")])

@@ -259,7 +259,7 @@ def test_published_numbers_are_those_of_the_pair(home, monkeypatch):
 @pytest.mark.parametrize("column, text, key", [
     ("accuracy", "97.20 ± 0.51", 97.2), ("queries", "141,700", 141700.0), ("against KD", "-8.24 [-11.83, -4.65]", -8.24), ("against KD", "+1.24 [+0.37, +2.11]", 1.24),
     ("accuracy", "(not run)", None), ("p", "-", None), ("images sent", "259 private + 1,500 mixed", 1759.0), ("images sent", "none", 0), ("images sent", "-", None),
-    ("needs", "topk", 1), ("needs", "-", None), ("method", "KD hard", "kd hard"), ("p", "1e-05", 1e-5), ("accuracy", "nan", None),
+    ("response", "topk:3", 1), ("response", "-", None), ("method", "KD hard", "kd hard"), ("p", "1e-05", 1e-5), ("accuracy", "nan", None),
 ])  # fmt: skip
 def test_cells_are_sorted_as_numbers(column, text, key):
     assert writing.sort_key(column, text) == key

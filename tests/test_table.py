@@ -362,7 +362,7 @@ def test_show_runs_nothing_and_compares_with_the_paper(tiny, capsys, monkeypatch
     lines = lines_of(first)
     got = dict(zip(lines["method"], lines["KD"], strict=True))
     assert got == {
-        "needs": "hard", "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "KL to teacher": "0.100 ± 0.000",
+        "response": "soft", "accuracy (last), %": "91.50 ± 0.71", "best": "91.50 ± 0.71", "agreement": "90.00 ± 0.00", "KL to teacher": "0.100 ± 0.000",
         "ECE, %": "2.0 ± 0.0", "queries": "1,000", "images sent": "10 private + 990 synthetic", "MB sent": "4.0", "minutes": "0.50",
     }  # fmt: skip
     assert list(lines_of(second)) == ["method", "KD"]

@@ -88,6 +88,7 @@ def rows_of(cells: Cells, pair: str, against: str) -> tuple[list[Row], Differenc
     """(a list of {column: text} for one pair, the differences that `compare` gives)."""
     names = names_of(cells, pair)
     differences, rows = compare(cells, pair, names, against), []
+    most = max((len(accuracies(cells, pair, name)) for name in names if name != "teacher"), default=0)
     for name in names:
         mine = tasks_of(cells, pair, name).values()
         results = [t.result for t in mine if t.result]
@@ -95,7 +96,7 @@ def rows_of(cells: Cells, pair: str, against: str) -> tuple[list[Row], Differenc
             key: [r[key] for r in results if r.get(key) is not None]
             for key in ("accuracy", "best", "agreement", "teacher_kl", "ece", "queries", "bytes", "seconds", *SHOWN)
         }
-        row = {"method": name, "needs": needs_of(next(iter(mine)))}
+        row = {"method": name, "response": response_of(next(iter(mine)))}
         row |= {"accuracy": spread(got["accuracy"])}
         if name in differences:
             d, interval, p, _ = differences[name]
@@ -109,12 +110,20 @@ def rows_of(cells: Cells, pair: str, against: str) -> tuple[list[Row], Differenc
         if any(got["queries"]):
             row |= {"queries": mean(got["queries"], 0), "images sent": sent(results), "MB sent": mean([v / 1e6 for v in got["bytes"]], 1)}
         row |= export_columns(got) | {"minutes": mean([v / 60 for v in got["seconds"]])}
-        if len(results) < len(mine):
-            failed = next((t.why for t in mine if t.state == "failed"), "")
-            missing = f"{len(results)} of {len(mine)} seeds" + (f"; failed: {failed}" if failed else "")
-            row["accuracy"] = f"{row['accuracy']} ({missing})" if results else f"({(failed and 'failed: ' + failed) or 'not run'})"
+        row["accuracy"] = with_seeds(row["accuracy"], list(mine), len(got["accuracy"]), 0 if name == "teacher" else most)
         rows.append(row)
     return rows, differences
+
+
+def with_seeds(accuracy: str, tasks: list, seeds: int, most: int) -> str:
+    """The cell of an accuracy: also which of the row's runs there are, and how many seeds it has where another row has more (`most`)."""
+    done = sum(bool(t.result) for t in tasks)
+    if done == len(tasks):
+        return f"{accuracy} ({seeds} seed{'s' * (seeds > 1)})" if 0 < seeds < most else accuracy
+    failed = next((t.why for t in tasks if t.state == "failed"), "")
+    if not done:
+        return f"(failed: {failed})" if failed else "(not run)"
+    return f"{accuracy} ({done} of {len(tasks)} seeds" + (f"; failed: {failed})" if failed else ")")
 
 
 def export_columns(got: dict[str, list[float]]) -> Row:
@@ -124,9 +133,10 @@ def export_columns(got: dict[str, list[float]]) -> Row:
     return dict(zip(EXPORT, (*sizes, *times, spread(got["int8_accuracy"])), strict=True))
 
 
-def needs_of(task: object) -> str:
-    """The least response that a row's method needs, `-` where no teacher is asked."""
-    return (task.args.teacher and task.args.NEEDS if task.args else task.result.get("needs", "")) or "-"
+def response_of(task: object) -> str:
+    """What the teacher answers in a row's runs, `-` where no teacher is asked."""
+    options = vars(task.args) if task.args else dict(o.split("=", 1) for o in shlex.split(task.result["options"]))
+    return (options.get("teacher") and options.get("response")) or "-"
 
 
 def copied(cells: Cells, pair: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from . import beside, beside_published, report
 from .cli import UsageError
 from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text
-from .tables import read_table, seeds_text, table_names
+from .tables import read_table, scripts, seeds_text, table_names
 from .utils import lookup, save_text
 
 COLUMNS = {  # a marker's words -> the columns of report.rows_of
@@ -104,6 +104,8 @@ class Measured:
         """docs/results/NAME.md."""
         seeds = sorted({seed for _, _, seed in self.cells})
         counted = [*map(str, seeds)] if len(seeds) < 12 else [f"{seeds[0]} to {seeds[-1]}"]
+        left, former = self.unmeasured(), self.former()
+        only = [f"--only {shlex.quote(name)}" for name in self.row_names() if name not in left] if left else []
         notes = [line for pair in self.pairs for line in report.copied(self.cells, pair)]
         return "\n".join(
             [
@@ -112,12 +114,14 @@ class Measured:
                 f"Table `{self.source}`, data set {self.table['dataset']}, seeds {', '.join(counted)}. Repeat it with:",
                 "",
                 "```sh",
-                f"python project/table.py {self.source} --seeds {seeds_text(seeds)}",
+                " ".join([f"python project/table.py {self.source} --seeds {seeds_text(seeds)}", *only]),
                 "```",
                 "",
+                *[f"Rows of this table that are not measured yet: {'; '.join(left)}.", ""] * bool(left),
+                *[f"Rows below that the table no longer has: {'; '.join(former)}.", ""] * bool(former),
                 "Accuracies in percent on test images at the last epoch, mean ± standard deviation over seeds. "
-                "[What the columns mean](../running.md).",
-                "Times are upper bounds: other jobs ran on the same cores.",
+                "[What the columns mean](../running.md#tables).",
+                "*minutes* are upper bounds: other jobs ran on the same cores." + " Latencies were measured without other jobs." * self.timed(),
                 f"One row per run, with all options: [{self.name}.csv](../../tables/measured/{self.name}.csv).",
                 "",
                 self.markdown(),
@@ -135,6 +139,27 @@ class Measured:
                 "",
             ]
         )
+
+    def row_names(self) -> list[str]:
+        """The names of the table's rows, in order."""
+        return [row["name"] for row in self.table["rows"]]
+
+    def measured_names(self) -> list[str]:
+        """The names of the rows that have a run here, those of teachers and generators among them, in order."""
+        return list(dict.fromkeys(name.partition(" @")[0] for _, name, _ in self.cells))
+
+    def unmeasured(self) -> list[str]:
+        """The rows of the table that have no run here."""
+        return [name for name in self.row_names() if name not in self.measured_names()]
+
+    def former(self) -> list[str]:
+        """The rows here that the table does not have, and that are no teacher or generator for its rows."""
+        made = {*self.row_names(), *scripts(), *(f"teacher ({script})" for script in scripts())}
+        return [name for name in self.measured_names() if name not in made]
+
+    def timed(self) -> bool:
+        """Whether any run has the latency of its export."""
+        return any(task.result.get("latency_ms") for task in self.cells.values())
 
     def settings(self) -> list[str]:
         """A line for each row: the options in which its run differs from most of the others."""

@@ -111,8 +111,9 @@ def sort_key(column: str, text: str) -> float | str | None:
     """What a cell is sorted by: the first number of `97.20 ± 0.51`, the sum of `259 private + 1,500 mixed`, a text for methods."""
     if column in ("method", "published as", "source"):
         return text.lower()
-    if column == "needs":
-        return RESPONSES.index(text) if text in RESPONSES else None
+    if column == "response":
+        kind = text.partition(":")[0]  # topk of topk:3
+        return RESPONSES.index(kind) if kind in RESPONSES else None
     if column == "images sent":
         return sum(float(n.replace(",", "")) for n in NUMBER.findall(text)) if text != "-" else None
     first = NUMBER.match(text)
