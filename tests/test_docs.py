@@ -128,7 +128,10 @@ def test_every_result_page_names_commit_versions_device_seeds_and_command(path):
     said = re.search(r"seeds (.+)\. Repeat it with:\n\n```sh\npython project/table\.py [\w-]+ --seeds (\S+)(.*)\n", text)
     assert {*tables.seeds_of(said[2])} == {row["seed"] for row in rows}
     assert {*tables.seeds_of(said[1].replace(" to ", "-") + ",0")} == {row["seed"] for row in rows}  # seed 0 is in all of them
-    wanted, names = [row["name"] for row in tables.read_table(results.source_of(path))["rows"]], {r["method"].partition(" @")[0] for r in rows}
+    wanted, names = (
+        [row["name"] for row in tables.read_table(results.source_of(path))["rows"]],
+        {r["method"].partition(" @")[0] for r in rows},
+    )
     repeated = shlex.split(said[3])[1::2] or wanted  # the command runs the rows that are measured, and the page names the others
     assert repeated == [name for name in wanted if name in names]
     left = "; ".join(name for name in wanted if name not in names)

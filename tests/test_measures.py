@@ -1,6 +1,7 @@
 """What stands beside accuracy, against closed forms and naive loops."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_paired_against_every_flip_of_signs(a, b):
     exact = sum(v >= abs(sum(d)) - 1e-12 for v in seen) / len(seen)
     mean, interval, p = paired(a, b)
     assert mean == pytest.approx(sum(d) / len(d)) and p == pytest.approx(exact) and interval[0] <= mean <= interval[1]
+
+
+@pytest.mark.parametrize("images", [500, 360, 10_000])
+def test_equal_differences_of_accuracies_are_ties(images):
+    """The oracle counts in whole images; the accuracies are those of a result (92.2 is no binary number) or of a file with four decimals."""
+    rng = random.Random(0)
+    for digits in [14, 4] * 20:
+        b = [rng.randint(images * 9 // 10, images * 19 // 20) for _ in range(rng.choice([5, 8]))]
+        a = [x + rng.randint(-1, 4) for x in b]
+        d = [x - y for x, y in zip(a, b, strict=True)]
+        seen = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=len(d))]
+        p = paired(*([round(100 * x / images, digits) for x in hits] for hits in (a, b)))[2]
+        assert p == sum(v >= abs(sum(d)) for v in seen) / len(seen), (a, b)
+    hits = [461, 457, 457, 452, 456, 456, 464, 461], [459, 456, 456, 453, 456, 455, 463, 460]
+    assert paired(*([100 * h / 500 for h in of] for of in hits))[2] == 14 / 128  # the row was bold with 0.031
 
 
 def test_paired_interval_is_students():

@@ -121,7 +121,8 @@ class Measured:
                 *[f"Rows below that the table no longer has: {'; '.join(former)}.", ""] * bool(former),
                 "Accuracies in percent on test images at the last epoch, mean ± standard deviation over seeds. "
                 "[What the columns mean](../running.md#tables).",
-                "*minutes* are upper bounds: other jobs ran on the same cores." + " Latencies were measured without other jobs." * self.timed(),
+                "*minutes* are upper bounds: other jobs ran on the same cores."
+                + " Latencies were measured without other jobs." * self.timed(),
                 f"One row per run, with all options: [{self.name}.csv](../../tables/measured/{self.name}.csv).",
                 "",
                 self.markdown(),
