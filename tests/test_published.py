@@ -1,6 +1,7 @@
 """Published numbers beside ours: which stand beside a row, the interval of a difference, and where the table shows them."""
 
 import math
+import re
 import statistics
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from conftest import ROOT
 from scipy import stats
 from test_table import filled, lines_of, tiny  # noqa: F401
 
-from common import beside_published, results
+from common import beside_published, csv_files, results
 from common.report import Cells
 from common.significance import half_width
 from common.tables import read_table
@@ -133,3 +134,10 @@ def test_every_named_number_is_found_for_its_own_data_set():
         named = {row["name"] for row in table_["rows"] if "published" in row} | ({"teacher"} if "teacher_published" in table_ else set())
         found = [beside_published.rows_of(table_, cells_of(pair, **{name: [90.0] for name in named}), pair) for pair in table_["pairs"]]
         assert {row["method"] for rows in found for row in rows} == named, path.stem
+
+
+def test_every_source_of_numbers_is_explained():
+    text = (ROOT / "docs/published.md").read_text()
+    named = {name.strip() for row in re.findall(r"^\| (.*?) \|", text, re.MULTILINE) for name in row.split(",")}
+    papers = {name.strip() for row in csv_files.read_published() for name in row["paper"].split(",")}
+    assert papers <= named

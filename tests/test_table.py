@@ -21,7 +21,7 @@ import table
 from conftest import ROOT
 from filelock import FileLock
 
-from common import beside_published, charts, csv_files, results, runner
+from common import beside_published, charts, csv_files, report, results, runner
 from common.options import flags
 from common.utils import read_json, save_json
 
@@ -642,6 +642,17 @@ def test_too_few_seeds_are_said(tiny, capsys):
     table.main([*tiny(), "--show"])
     out = capsys.readouterr().out
     assert "2 seeds are too few to test at 5 % (1 comparisons, Holm): use --seeds 6." in out and "**" not in out
+
+
+def test_a_row_with_fewer_seeds_than_others_says_so():
+    """In a measured table, whose rows need not have the same seeds. The teacher is one run for all seeds."""
+
+    def run(accuracy, response="soft"):
+        return SimpleNamespace(result={"accuracy": accuracy, "options": f"teacher=A response={response}"}, state="done", why="", args=None)
+
+    cells = {("p", "teacher", 0): run(99.0), ("p", "KD", 0): run(91.0), ("p", "KD", 1): run(92.0), ("p", "AM", 1): run(93.0, "topk:3")}
+    rows = {row["method"]: (row["accuracy"], row["response"]) for row in report.rows_of(cells, "p", "KD")[0]}
+    assert rows == {"teacher": ("99.00", "soft"), "KD": ("91.50 ± 0.71", "soft"), "AM": ("93.00 (1 seed)", "topk:3")}
 
 
 def test_rows_are_paired_by_seed(tiny, capsys):

@@ -98,6 +98,7 @@ class Measured:
         """The lines of the published numbers beside ours, a table for each of the pairs that have any, and of the findings."""
         found = {pair: beside_published.rows_of(self.table, self.cells, pair) for pair in self.pairs}
         parts = [(f"**{beside_published.TITLE}**, {pair}", "", report.markdown(rows), "") for pair, rows in found.items() if rows]
+        parts += [("[The sources of the published numbers](../published.md).", "")] * bool(parts)
         return [*itertools.chain(*parts), *beside_published.notes(self.table, self.cells)]
 
     def page(self) -> str:

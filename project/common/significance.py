@@ -8,6 +8,7 @@ import numpy as np
 
 TIE = 1e-4  # points: means that differ by less are equal; tables/measured has accuracies with four decimals
 
+
 def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, float] | None, float]:
     """(mean difference of a - b, its 95 % interval (low, high) of Student's t, exact two-sided p) for values paired by seed.
 
