@@ -77,7 +77,7 @@ class Client:
 
         attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each. retries: further
         attempts, by default those of the options. again: statuses after which the request is sent again.
-        Refused for a status after which it is no use, and for an answer that is not understood (ValueError); RunError where all
+        Refused for a status after which it is no use, and for an answer that is not understood (see `understood`); RunError where all
         attempts failed.
         """
         retries = self.args.retries if retries is None else retries
@@ -88,9 +88,11 @@ class Client:
                 how = {"timeout": self.args.timeout, "redirect": False, "preload_content": False}
                 answer = self.pool.request(method, (base or self.url) + path, body=body, headers=self.pool.headers | headers, **how)
                 content = answer.read(LARGEST + 1)
-                outcome, lost = str(answer.status), answer.status in GATEWAY
+                outcome, lost = str(answer.status), answer.status in GATEWAY or answer.status == 200
                 if answer.status == 200 and len(content) <= LARGEST:
-                    return understand(content, answer.headers)
+                    found = understood(understand, content, answer.headers)
+                    lost = False
+                    return found
             except HTTPError as e:
                 outcome, lost = self.failure(e), not isinstance(e, (NewConnectionError, SSLError))
                 answer = None
@@ -140,6 +142,14 @@ class Client:
         """Waits, unless the run is being stopped."""
         if self.stopped.wait(max(0.0, seconds)):
             raise RunError("the run is being stopped")
+
+
+def understood(understand: Callable[[bytes, dict], Any], body: bytes, headers: dict) -> Any:
+    """understand(body, headers); ValueError, too, where the answer has other types, keys or sizes than those that it was read for."""
+    try:
+        return understand(body, headers)
+    except (TypeError, KeyError, IndexError, OverflowError) as e:
+        raise ValueError(f"it has values of another form ({type(e).__name__}: {e})") from e
 
 
 def retry_after(text: str) -> float:

@@ -152,12 +152,13 @@ class Paid:
                 self.pause()
 
     def settle(self, future: Future, keys: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray | None, Exception | None]:
-        """(keys, answers, error) of a request, when its end is in the ledger."""
+        """(keys, answers, error) of a request, when its end is in the ledger. Whatever its error is, the other requests do not share it."""
         try:
             answers, error = future.result(), None
-        except (RunError, UsageError) as e:
+        except Exception as e:
             answers, error = None, e
-        state = "answered" if error is None else "lost" if any(lost for *_, lost in future.attempts) else "refused"
+        unexpected = bool(future.attempts) and not isinstance(error, (RunError, UsageError))
+        state = "answered" if error is None else "lost" if unexpected or any(lost for *_, lost in future.attempts) else "refused"
         if state == "refused":
             self.spent -= self.price * len(keys)
         if self.ledger:
