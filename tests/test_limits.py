@@ -13,6 +13,7 @@ from test_api import CLASSES, HALF, images, no_waits, options  # noqa: F401  a f
 from common.api.ledger import Ledger
 from common.api.paid import Paid
 from common.api.remote import Remote
+from common.blackbox import OutOfBudget
 
 
 def paying(api, tmp_path, ledger=True, **more):
@@ -87,3 +88,73 @@ def test_a_request_that_fails_before_it_is_sent_costs_nothing(tmp_path):
         with pytest.raises(ZeroDivisionError):
             paid.answer(images(20)[0])
         assert paid.spent == paid.ledger.spent("run") == 0 and paid.ledger.totals()["unanswered"] == 0
+
+
+# ---- --max_cost
+
+
+DOLLAR = {"price_per_1k": 1000}  # an image
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_attempts_that_may_be_billed_are_within_the_limit(ledger, concurrency, tmp_path):
+    with Fake() as api:
+        api.faults = ["hang_up", "hang_up", None] * 40
+        paid = paying(api, tmp_path, ledger, max_cost=100, api_batch=10, retries=8, concurrency=concurrency, **DOLLAR)
+        with pytest.raises(OutOfBudget, match=r"--max_cost 100 USD is reached: 100.0000 are spent, and 10 images "):
+            paid.answer(images(100)[0])
+        assert len(api.asked) == paid.spent == 100
+        if ledger:
+            totals = paid.ledger.totals()
+            assert totals["images"] + totals["unanswered"] == 100 and totals["images"] >= 20 and paid.ledger.spent("run") == 100
+            again = paying(api, tmp_path, max_cost=100, **DOLLAR)
+            with pytest.raises(OutOfBudget, match="100.0000 are spent, and 100 images are wanted"):
+                again.answer(images(100)[0])
+            assert len(api.asked) == 100
+
+
+def test_an_attempt_that_the_server_refused_is_free(tmp_path):
+    with Fake() as api:
+        api.faults = [503, 429, None, 503, None]
+        paid = paying(api, tmp_path, max_cost=20, api_batch=10, **DOLLAR)
+        paid.answer(images(20)[0])
+        assert len(api.asked) == paid.spent == paid.ledger.spent("run") == 20
+
+
+def test_a_request_that_is_lost_and_then_refused_costs_what_was_lost(tmp_path):
+    with Fake() as api:
+        api.faults = ["hang_up", 403]
+        paid = paying(api, tmp_path, max_cost=100, api_batch=10, **DOLLAR)
+        with pytest.raises(RunError, match="status 403"):
+            paid.answer(images(10)[0])
+        assert paid.spent == paid.ledger.spent("run") == 10
+
+
+def test_the_last_images_within_the_limit_are_bought_though_a_whole_request_is_not(tmp_path):
+    with Fake() as api:
+        api.faults = ["hang_up", None, None, None]
+        paid = paying(api, tmp_path, max_cost=25, api_batch=10, **DOLLAR)
+        with pytest.raises(OutOfBudget, match="25.0000 are spent, and 5 images are wanted"):
+            paid.answer(images(20)[0])
+        assert len(api.asked) == paid.spent == paid.ledger.spent("run") == 25 and paid.ledger.totals()["images"] == 15
+
+
+def test_images_that_come_twice_are_paid_twice_without_a_ledger(tmp_path):
+    with Fake() as api:
+        paid = paying(api, tmp_path, ledger=False, max_cost=15, api_batch=10, **DOLLAR)
+        with pytest.raises(OutOfBudget, match="0.0000 are spent, and 20 images are wanted"):
+            paid.answer(images(10)[0].repeat(2, 1, 1, 1))
+        assert not api.asked
+
+
+def test_a_run_at_its_limit_rechecks_nothing(tmp_path):
+    x = images(100)[0]
+    with Fake() as api:
+        paying(api, tmp_path, max_cost=28, **DOLLAR).answer(x[:28])
+        for limit, fits in ((28, 28), (30, 28), (31, 28), (33, 30)):
+            with pytest.raises(OutOfBudget, match="28.0000 are spent, and 100 images are wanted") as e:
+                paying(api, tmp_path, max_cost=limit, **DOLLAR).answer(x)
+            assert e.value.fits == fits and len(api.asked) == 28
+        paying(api, tmp_path, max_cost=33, **DOLLAR).answer(x[:30])
+        assert len(api.asked) == 33

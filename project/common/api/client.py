@@ -47,6 +47,29 @@ def token_of(args: ApiOptions) -> str:
     return token
 
 
+class Attempts(list[tuple[float, float, str, bool]]):
+    """The attempts of a request that is paid for: (time, seconds, outcome, whether it may have been served without an answer here) of each.
+
+    pay(outcome): called before an attempt that follows one that may have been billed; an error of it ends the attempts. paid: how many
+    attempts are paid for, the first one included.
+    """
+
+    def __init__(self, pay: Callable[[str], None]):
+        super().__init__()
+        self.pay, self.paid = pay, 1
+
+    def begin(self) -> None:
+        """Pays for the next attempt, unless what was paid for the last one holds for it, too."""
+        if self and self[-1][3]:
+            self.pay(self[-1][2])
+            self.paid += 1
+
+    @property
+    def lost(self) -> int:
+        """How many may have been served without an answer here."""
+        return sum(lost for *_, lost in self)
+
+
 class Client:
     """Sends requests to one server. stopped: an event that ends all waits."""
 
@@ -75,14 +98,14 @@ class Client:
     ) -> Any:
         """understand(body, headers) of the server's answer to a request below the URL, which is sent until it is answered.
 
-        attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each. retries: further
-        attempts, by default those of the options. again: statuses after which the request is sent again.
+        attempts: gets (time, seconds, outcome, whether the request may have been served without an answer here) of each; see Attempts.
+        retries: further attempts, by default those of the options. again: statuses after which the request is sent again.
         Refused for a status after which it is no use, and for an answer that is not understood (see `understood`); RunError where all
         attempts failed.
         """
         retries = self.args.retries if retries is None else retries
         for number in range(retries + 1):
-            self.pace()
+            self.pace(attempts)
             began, wait, answer, outcome, lost = time.time(), 0.0, None, "broken off", True
             try:
                 how = {"timeout": self.args.timeout, "redirect": False, "preload_content": False}
@@ -130,13 +153,15 @@ class Client:
         text = text.replace(self.token, "...") if self.token else text
         return text[:200] or "without a word"
 
-    def pace(self) -> None:
-        """Waits until the next request may begin (--rps)."""
+    def pace(self, attempts: list[tuple[float, float, str, bool]]) -> None:
+        """Waits until the next of a request's attempts may begin (--rps), and pays for it where it is paid for."""
         if self.args.rps:
             with self.pacing:
                 start = max(time.monotonic(), self.next_start)
                 self.next_start = start + 1 / self.args.rps
             self.sleep(start - time.monotonic())
+        if isinstance(attempts, Attempts):
+            attempts.begin()
 
     def sleep(self, seconds: float) -> None:
         """Waits, unless the run is being stopped."""

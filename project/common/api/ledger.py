@@ -34,9 +34,14 @@ create table if not exists attempts (
 create table if not exists hits (run text not null, stage text not null, images integer not null, primary key (run, stage));
 create table if not exists canaries (key blob primary key, image blob not null, answer blob not null);
 create index if not exists calls_by_run on calls (run);
+create index if not exists attempts_by_call on attempts (call);
 """
 TOTALS = """
 select coalesce(sum(images), 0), coalesce(sum(bytes), 0), coalesce(sum(price), 0.0) from calls where state = 'answered'
+"""
+SPENT = """
+with own as (select state, price, (select count(*) from attempts where call = id and lost) as lost from calls where run = ?)
+select coalesce(sum(price * case state when 'answered' then 1 + lost when 'refused' then 0 else max(1, lost) end), 0.0) from own
 """
 
 
@@ -278,10 +283,9 @@ class Ledger:
         return statistics.median(seconds) if seconds else None
 
     def spent(self, run: str) -> float:
-        """What a run has paid, with what is in doubt."""
+        """What a run has paid, with what is in doubt: answered calls, and each attempt that may have been billed."""
         with self.telling():
-            sql = "select coalesce(sum(price), 0.0) from calls where run = ? and state in ('sent', 'answered', 'lost')"
-            return self.db.execute(sql, (run,)).fetchone()[0]
+            return self.db.execute(SPENT, (run,)).fetchone()[0]
 
     # ---- for project/ledger.py
 

@@ -1,10 +1,12 @@
 """Answers that are bought from a teacher once: what the ledger has is taken from it, the rest is asked for, within a limit of cost."""
 
 import math
+import threading
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..blackbox import Local, OutOfBudget
 from ..cli import RunError, Stopped, UsageError, say
 from ..options import TeacherOptions
 from ..utils import clock, net_name, safe
-from .client import Refused
+from .client import Attempts, Refused
 from .ledger import Ledger, key_of
 from .remote import Remote
 
@@ -39,7 +41,7 @@ class Paid:
         self.price = 0.0 if self.local else args.price_per_1k / 1000
         self.canaries = ledger.canaries() if ledger and not self.local else []
         self.checked, self.spent = not self.canaries, ledger.spent(run) if ledger and self.price else 0.0
-        self.limit = args.max_cost or np.inf
+        self.limit, self.paying = args.max_cost if self.price and args.max_cost else np.inf, threading.Lock()
         self.pool = None if self.local else ThreadPoolExecutor(args.concurrency, thread_name_prefix="api")
 
     def audit(self, x: Tensor) -> Tensor:
@@ -62,20 +64,23 @@ class Paid:
     def answer(self, x: Tensor, stage: str = "train") -> Tensor:
         """See Asked. OutOfBudget, before anything is sent, where --max_cost does not allow all of them."""
         parts = [row.tobytes() for row in x.detach().float().cpu().contiguous().numpy()] if self.local else self.source.encode(x)
-        keys = [key_of(p) for p in parts]
+        keys, found = [key_of(p) for p in parts], {}
         if self.ledger is None:
-            self.keep_within(keys, {})
-            found = self.buy(keys, parts, stage, x)
+            self.keep_within(keys, found)
+            self.buy(keys, parts, stage, found)
             return self.tensor([found[key] for key in keys], x.device)
         with self.ledger.exclusive(self.pause):
             found = self.ledger.find(keys)
             new = [i for i, key in enumerate(keys) if key not in found]
             first = sorted({keys[i]: i for i in reversed(new)}.values())  # an image that comes twice is sent once
             if new:
-                self.check_canaries()
                 self.keep_within(keys, found)
-                chosen = x if len(first) == len(x) else x[torch.tensor(first, device=x.device)]
-                found |= self.buy([keys[i] for i in first], [parts[i] for i in first], stage, chosen)
+                self.check_canaries()
+                wanted = [keys[i] for i in first]
+                if self.local:
+                    found |= self.compute(wanted, stage, x if len(first) == len(x) else x[torch.tensor(first, device=x.device)])
+                else:
+                    self.buy(wanted, [parts[i] for i in first], stage, found)
             if len(first) < len(keys):
                 self.ledger.add_hits(self.run, stage, len(keys) - len(first))
         return self.tensor([found[key] for key in keys], x.device)
@@ -85,35 +90,59 @@ class Paid:
         found = torch.from_numpy(np.stack(answers)).to(device)
         return F.one_hot(found.long(), self.classes).float() if found.dim() == 1 else found
 
+    @property
+    def left(self) -> float:
+        """How many images --max_cost still allows, infinity without it."""
+        return np.inf if self.limit == np.inf else max(0, int((self.limit - self.spent) / self.price + 1e-6))
+
     def keep_within(self, keys: Sequence[bytes], found: dict) -> None:
-        """OutOfBudget where the images that are not in `found` would cost more than is left; its `fits` counts the first that do not."""
-        if not self.price or self.limit == np.inf:
-            return
-        left, known = int((self.limit - self.spent) / self.price + 1e-6), set(found)
-        for i, key in enumerate(keys):
+        """OutOfBudget where the images that are not in `found` would cost more than is left when the canaries are paid for.
+
+        Its `fits` counts the first images that do not.
+        """
+        left, known = self.left - (0 if self.checked else len(self.canaries)), set(found)
+        for i, key in enumerate(keys if left < np.inf else ()):
             if key not in known:
                 if left < 1:
-                    reached = f"--max_cost {self.args.max_cost:g} {self.args.currency} is reached: {self.spent:.4f} are spent"
-                    raise OutOfBudget(f"{reached}, and {len(keys)} images are wanted", i)
+                    raise self.over_limit(f"{len(keys)} images are wanted", i)
                 left -= 1
-                known.add(key)
+                if self.ledger:
+                    known.add(key)
+
+    def over_limit(self, why: str, fits: int = 0) -> OutOfBudget:
+        """The error for what --max_cost does not allow."""
+        reached = f"--max_cost {self.args.max_cost:g} {self.args.currency} is reached: {self.spent:.4f} are spent"
+        return OutOfBudget(f"{reached}, and {why}", fits)
+
+    def pay(self, images: int, lost: str = "") -> None:
+        """Adds the price of images that are about to be sent to what is spent; OutOfBudget where --max_cost does not allow it.
+
+        lost: what became of the attempt before, where they are sent again. Requests call this from threads of their own.
+        """
+        with self.paying:
+            if images > self.left:
+                again = f"{images} images without an answer ({lost}) are not sent again"
+                raise self.over_limit(again if lost else f"{images} images are wanted")
+            self.spent += self.price * images
 
     # ---- asking
 
-    def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, x: Tensor | None) -> dict[bytes, np.ndarray]:
-        """{key: answer} of images, when they are in the ledger.
+    def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, found: dict[bytes, np.ndarray]) -> None:
+        """Adds {key: answer} of images to `found`, when they are in the ledger.
 
-        An error is raised when all requests that are under way have ended, so that no answer is lost.
+        An error is raised when all requests that are under way have ended, so that no answer is lost. OutOfBudget where further attempts
+        of requests have used up what --max_cost allows.
         """
-        if self.local:
-            return dict(zip(keys, self.compute(keys, stage, x), strict=True))
-        at, pending, error, found = 0, {}, None, {}
+        at, pending, error = 0, {}, None
         try:
             while at < len(keys) or pending:
                 while at < len(keys) and len(pending) < self.args.concurrency and not error:
-                    size = self.source.batch
+                    size = min(self.source.batch, self.left or self.source.batch)
                     some, images = keys[at : at + size], parts[at : at + size]
-                    pending[self.submit(some, images, stage)] = some
+                    try:
+                        pending[self.submit(some, images, stage)] = some
+                    except OutOfBudget as e:
+                        error = e
                     at += len(some)
                     if self.source.protocol.untried:
                         break
@@ -121,7 +150,7 @@ class Paid:
                     some, answers, problem = self.settle(future, pending.pop(future))
                     error = error or problem
                     if answers is not None:
-                        found |= dict(zip(some, answers, strict=True))
+                        found |= zip(some, answers, strict=True)
                 if error and not pending:
                     raise error
         finally:
@@ -130,26 +159,26 @@ class Paid:
                 for future in list(pending):
                     self.settle(future, pending.pop(future))
                 self.source.client.stopped.clear()
-        return found
 
     def submit(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str) -> Future:
-        """Notes a call, and sends it."""
+        """Notes a call, and sends it. OutOfBudget, before that, where --max_cost does not allow it."""
         request, size = uuid.uuid4().hex, sum(map(len, parts))
-        self.spent += self.price * len(keys)
+        self.pay(len(keys))
         call = self.ledger.intend(request, self.run, stage, keys, size, self.price * len(keys)) if self.ledger else 0
-        attempts = []
+        attempts = Attempts(partial(self.pay, len(keys)))
         future = self.pool.submit(self.source.send, list(parts), request, attempts)
         future.call, future.attempts, future.parts = call, attempts, parts
         return future
 
     def done(self, pending: dict[Future, Sequence[bytes]]) -> list[Future]:
-        """The requests that have ended, at least one, in the order in which they were sent."""
-        while True:
+        """The requests that have ended, at least one if there is any, in the order in which they were sent."""
+        while pending:
             ended, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             if ended:
                 return [f for f in pending if f in ended]
             if self.pause:
                 self.pause()
+        return []
 
     def settle(self, future: Future, keys: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray | None, Exception | None]:
         """(keys, answers, error) of a request, when its end is in the ledger. Whatever its error is, the other requests do not share it."""
@@ -157,26 +186,28 @@ class Paid:
             answers, error = future.result(), None
         except Exception as e:
             answers, error = None, e
-        unexpected = bool(future.attempts) and not isinstance(error, (RunError, UsageError))
-        state = "answered" if error is None else "lost" if unexpected or any(lost for *_, lost in future.attempts) else "refused"
-        if state == "refused":
-            self.spent -= self.price * len(keys)
+        attempts = future.attempts
+        unexpected = bool(attempts) and not isinstance(error, (RunError, UsageError))
+        state = "answered" if error is None else "lost" if unexpected or attempts.lost else "refused"
+        billed = {"answered": 1 + attempts.lost, "lost": max(1, attempts.lost), "refused": 0}[state]  # as Ledger.spent counts them
+        with self.paying:
+            self.spent += self.price * len(keys) * (billed - attempts.paid)
         if self.ledger:
-            self.ledger.end(future.call, state, answers, future.attempts, keys)
+            self.ledger.end(future.call, state, answers, attempts, keys)
             if answers is not None and (lacking := CANARIES - len(self.canaries)) > 0:
                 new = list(zip(keys, future.parts, answers, strict=True))[:lacking]
                 self.ledger.add_canaries(new)
                 self.canaries = [*self.canaries, *new]
         return keys, answers, error
 
-    def compute(self, keys: Sequence[bytes], stage: str, x: Tensor) -> np.ndarray:
-        """The answers of a net of this process to images x, when they are in the ledger."""
+    def compute(self, keys: Sequence[bytes], stage: str, x: Tensor) -> dict[bytes, np.ndarray]:
+        """{key: answer} of a net of this process to images x, when they are in the ledger."""
         began = time.time()
         found = self.source.answer(x)
         self.check_finite()
         answers = (found.argmax(1) if self.ledger.hard else found).cpu().numpy()
         self.ledger.add(self.run, stage, keys, x.numel() * 4, answers, began)
-        return answers
+        return dict(zip(keys, answers, strict=True))
 
     # ---- the same teacher still?
 
@@ -188,7 +219,8 @@ class Paid:
         if self.checked:
             return
         keys, images, before = zip(*self.canaries, strict=True)
-        now = self.buy(keys, images, "canary", None)
+        now = {}
+        self.buy(keys, images, "canary", now)
         changes = [self.change(now[key], then) for key, then in zip(keys, before, strict=True)]
         if moved := [c for c in changes if c > MOVED]:
             what = f"{len(moved)} of {len(keys)} images have other answers than before (a probability moved by {max(moved):.2f})"
