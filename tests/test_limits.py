@@ -7,13 +7,14 @@ import threading
 import time
 
 import pytest
+import torch
 from fake_api import Fake
 from test_api import CLASSES, HALF, images, no_waits, options  # noqa: F401  a fixture
 
 from common.api.ledger import Ledger
 from common.api.paid import Paid
 from common.api.remote import Remote
-from common.blackbox import OutOfBudget
+from common.blackbox import BlackBox, OutOfBudget
 
 
 def paying(api, tmp_path, ledger=True, **more):
@@ -158,3 +159,100 @@ def test_a_run_at_its_limit_rechecks_nothing(tmp_path):
             assert e.value.fits == fits and len(api.asked) == 28
         paying(api, tmp_path, max_cost=33, **DOLLAR).answer(x[:30])
         assert len(api.asked) == 33
+
+
+# ---- what is counted
+
+
+def test_images_that_the_limit_does_not_allow_are_no_queries(tmp_path):
+    x = images(30)[0]
+    with Fake() as api:
+        teacher = BlackBox(paying(api, tmp_path, max_cost=10, **DOLLAR), "soft", budget=20)
+        for ask in (teacher, teacher.audit):
+            teacher.free_audit = False
+            with pytest.raises(OutOfBudget, match="0.0000 are spent, and 15 images are wanted") as e:
+                ask(x[:15])
+            assert teacher.counts == teacher.zero() and e.value.fits == 10 and not api.asked and not teacher.audited
+        teacher(x[:10])
+        assert teacher.counts["queries"] == teacher.counts["private"] == len(api.asked) == 10
+        with pytest.raises(OutOfBudget, match="10.0000 are spent"):
+            teacher(x[9:11])
+        assert teacher.counts["queries"] == 10
+        teacher(x[:10])  # the ledger has them: they are free
+        assert teacher.counts["queries"] == 20 and len(api.asked) == 10
+
+
+def test_a_count_stands_before_anything_is_sent(tmp_path):
+    with Fake() as api:
+        paid = paying(api, tmp_path, max_cost=10, **DOLLAR)
+        teacher = BlackBox(paid)
+        paid.source.send = lambda *a: pytest.fail(f"sent; counted: {teacher.counts['queries']}")
+        with pytest.raises(pytest.fail.Exception, match="sent; counted: 10"):
+            teacher(images(10)[0])
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_cost": 100}])
+def test_an_image_is_hashed_once_and_an_answer_is_read_once(limit, tmp_path, monkeypatch):
+    from common.api import paid as module
+
+    x, hashed, read = images(60)[0], [], []
+    hash_of, decoded = module.key_of, Ledger.decoded
+    monkeypatch.setattr(module, "key_of", lambda image: hashed.append(image) or hash_of(image))
+    monkeypatch.setattr(Ledger, "decoded", lambda self, blob, n: read.append(n) or decoded(self, blob, n))
+    with Fake() as api:
+        paid = paying(api, tmp_path, api_batch=10, **DOLLAR, **limit)
+        teacher = BlackBox(paid)
+        first = teacher(x[:40])
+        assert len(hashed) == 40 and not read
+        both = teacher(x)
+        assert len(hashed) == 40 + 60 and read == [10] * 4 and torch.equal(both[:40], first) and paid.looked is None
+
+
+def test_a_purchase_at_its_cost_counts_what_is_sent(script, capsys):
+    with Fake() as api:
+        options = {"teacher": api.url, "epochs": 1, "lamda": 0.2, "max_cost": 100, "query_budget": 259}
+        result = script("KD", **options, **DOLLAR)
+        assert len(api.asked) == result["queries"] == result["own"]["private"] == 100 and result["bytes"] == 100 * 64 * 4
+        assert "the run goes on with 100 of 259 images" in capsys.readouterr().out
+
+
+def test_a_purchase_with_lost_connections_goes_on_with_what_is_paid_for(script, capsys):
+    with Fake() as api:
+        api.extensions = ["binary_tensor_data"]
+        for ledger in (True, False):
+            api.faults, api.asked = [None, None, "hang_up", None, "hang_up"], []
+            options = {"teacher": api.url, "epochs": 1, "lamda": 0.2, "api_batch": 20, "max_cost": 100, "query_budget": 259}
+            result = script("KD", ledger=ledger, tag=f"ledger{ledger}", **options, **DOLLAR)
+            assert len(api.asked) == 100 and result["queries"] == 100 and "accuracy" in result
+            said = "--max_cost 100 USD is reached: 100.0000 are spent, and 20 images without an answer (connection lost) are not sent again"
+            assert f"{said}; the run goes on with 60 of 259 images" in capsys.readouterr().out
+            for path in script.home.rglob("*.sqlite"):
+                path.unlink()
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_a_purchase_in_several_parts_keeps_all_that_is_paid_for(ledger, script, monkeypatch, capsys):
+    """Where many images are asked about at once they are sent a thousand at a time; the limit may be met in any of these parts."""
+    from common import purchases
+
+    def infer(f, images, view, amp):
+        return torch.cat([f(view(x)) for x in images.x.split(30)])
+
+    monkeypatch.setattr(purchases, "infer", infer)
+    with Fake() as api:
+        result = script("KD", teacher=api.url, epochs=1, lamda=0.2, max_cost=100, query_budget=259, ledger=ledger, **DOLLAR)
+        assert len(api.asked) == result["queries"] == 100
+        assert "the run goes on with 100 of 259 images" in capsys.readouterr().out
+
+
+def test_the_first_answers_come_with_the_limit_and_hits_are_counted(tmp_path):
+    x = images(40)[0]
+    with Fake() as api:
+        whole = BlackBox(paying(api, tmp_path, ledger=False))(x)
+        paying(api, tmp_path, **DOLLAR).answer(x[:5])
+        paid = paying(api, tmp_path, max_cost=38 + 5, api_batch=10, **DOLLAR)
+        paid.checked, api.faults = True, [None, "hang_up"]
+        with pytest.raises(OutOfBudget, match="43.0000 are spent, and 5 images are wanted") as e:
+            BlackBox(paid)(torch.cat([x[:33], x[:5], x[33:38]]))  # 33 new ones
+        assert not e.value.fits and torch.equal(e.value.answers, torch.cat([whole[:33], whole[:5]]))
+        assert paid.ledger.totals()["hits"] == 5 + 5 and paid.ledger.totals("run")["images"] == 33

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .cli import RunError, UsageError
 from .counter import KINDS
-from .processes import answers
+from .processes import afford, answers
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 
@@ -26,11 +26,15 @@ def rank(response: str) -> int:
 
 
 class OutOfBudget(UsageError):
-    """The next query would go over a limit of queries or of cost. fits: how many of the images that were wanted are within it."""
+    """The next query would go over a limit of queries or of cost.
 
-    def __init__(self, message: str, fits: int = 0):
+    fits: how many of the images that were wanted are within it, where nothing was sent. answers: those (n, K) to the first images, where
+    the limit was met on the way; None where there are none.
+    """
+
+    def __init__(self, message: str, fits: int = 0, answers: Tensor | None = None):
         super().__init__(message)
-        self.fits = fits
+        self.fits, self.answers = fits, answers
 
 
 class Asked(Protocol):
@@ -41,6 +45,9 @@ class Asked(Protocol):
 
     identity: str
     divisible: bool
+
+    def afford(self, x: Tensor) -> None:
+        """OutOfBudget where a limit of cost does not allow answers to all of x (N, C, H, W); called before they are counted and sent."""
 
     def answer(self, x: Tensor, stage: str = "train") -> Tensor:
         """Answers (N, K) to images x (N, C, H, W): logits, probabilities (NaN where none was told), or the one-hot vectors of classes.
@@ -69,6 +76,9 @@ class Local:
         """x, a forward pass each."""
         values = 2**22 if x.is_cuda else 2**19
         return x.split(self.chunk or min(8192, max(256, values // max(1, x[:1].numel()))))
+
+    def afford(self, x: Tensor) -> None:
+        """See Asked: a net of this process costs nothing."""
 
     @torch.no_grad()
     def answer(self, x: Tensor, stage: str = "train") -> Tensor:
@@ -181,8 +191,13 @@ class BlackBox:
         self.afford(len(x))
         if self.quote:
             self.quote(self.planned, x)
+        afford(self.asked, x)
         self.count(x, kind)
-        return self.recover(answers(self.asked, x))  # (N, K)
+        try:
+            return self.recover(answers(self.asked, x))  # (N, K)
+        except OutOfBudget as e:
+            e.answers = None if e.answers is None else self.recover(e.answers.to(x.device))
+            raise
 
     def count(self, x: Tensor, kind: str, sent: int = 1) -> None:
         """Counts a query for each image of x (N, C, H, W); sent: 0 where nothing leaves the device."""
@@ -235,6 +250,7 @@ class BlackBox:
         """Log-probabilities (N, K) as the one who runs the experiment sees them. No query of the run, and no method may learn from them."""
         if self.free_audit:
             return self.asked.audit(x)
+        afford(self.asked, x)
         self.audited += len(x)
         return self.recover(answers(self.asked, x, "audit")).log_softmax(1)
 

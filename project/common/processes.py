@@ -212,17 +212,30 @@ def answers(asked: object, x: Tensor, stage: str = "train") -> Tensor:
     if asked.divisible:
         rows = part(len(x))
         return gather(asked.answer(x[rows] if rows.stop > rows.start else x[:1], stage)[: rows.stop - rows.start], len(x))
+    return by_first(lambda: asked.answer(x, stage).cpu()).to(x.device)
+
+
+def afford(asked: object, x: Tensor) -> None:
+    """asked.afford(x), by the process that `answers` asks in; its error is raised in all of them."""
+    if world_size() == 1 or asked.divisible:
+        asked.afford(x)
+    else:
+        by_first(lambda: asked.afford(x))
+
+
+def by_first(make: Callable[[], object]) -> object:
+    """make() of the first process, in all of them; so is its error."""
     found = [None]
     if rank() == 0:
         try:
-            found = [asked.answer(x, stage).cpu()]
+            found = [make()]
         except Exception as e:
             found = [e]
     with together():
         dist.broadcast_object_list(found)
     if isinstance(found[0], Exception):
         raise_error_of_first(found[0])
-    return found[0].to(x.device)
+    return found[0]
 
 
 # ---- nets

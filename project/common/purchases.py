@@ -172,9 +172,10 @@ class Purchases:
             yield from t.fill(make, name, size, stop)
         except OutOfBudget as e:
             at = len(t.columns.get(name, ()))
-            if name == "answers" and e.fits:
-                yield from t.fill(make, name, e.fits, at + e.fits)
-                at += e.fits
+            if make == self.answers and e.answers is not None:
+                new = e.answers.cpu()
+                t.columns[name] = torch.cat([t.columns[name], new]) if at else new
+                at += len(new)
             if not self.args.max_cost or at < 2:
                 raise
             say(f"{e}; the run goes on with {at:,} of {stop:,} images (for all of them: a higher limit, and --overwrite)")
@@ -203,13 +204,27 @@ class Purchases:
         return kept
 
     def answers(self, rows: Columns) -> Columns:
-        """The teacher's answers (n, K) to rows of a transfer set."""
+        """The teacher's answers (n, K) to rows of a transfer set; OutOfBudget, with those to the first rows, where a limit is met."""
+        got = []
+
+        def ask(x: Tensor, kind: str) -> Tensor:
+            try:
+                got.append(self.teacher(x, kind))
+            except OutOfBudget as e:
+                if e.answers is not None:
+                    got.append(e.answers)
+                elif e.fits:
+                    ask(x[: e.fits], kind)
+                e.answers = torch.cat(got) if got else None
+                raise
+            return got[-1]
+
         kind = "synthetic" if "images" in rows else "private" if self.source is self.data else "public"
         if "index" in rows and "weight" not in rows:
             images = self.source.train.subset(rows["index"])
-            return {"answers": infer(lambda x: self.teacher(x, kind), images, self.data.view, self.args.amp)}
+            return {"answers": infer(lambda x: ask(x, kind), images, self.data.view, self.args.amp)}
         mixed = kind == "private" and (rows["index"][:, 0] != rows["index"][:, 1]).any()
-        return {"answers": self.teacher(self.to_images(rows), "mixed" if mixed else kind)}
+        return {"answers": ask(self.to_images(rows), "mixed" if mixed else kind)}
 
     def to_images(self, rows: Columns) -> Tensor:
         """The images (n, C, H, W) of rows of a transfer set, as a net sees them."""

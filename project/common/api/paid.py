@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Paid:
         self.price = 0.0 if self.local else args.price_per_1k / 1000
         self.canaries = ledger.canaries() if ledger and not self.local else []
         self.checked, self.spent = not self.canaries, ledger.spent(run) if ledger and self.price else 0.0
+        self.looked = None  # what `afford` found out: (images, what is sent for each, keys, {key: answer} of those in the ledger)
         self.limit, self.paying = args.max_cost if self.price and args.max_cost else np.inf, threading.Lock()
         self.pool = None if self.local else ThreadPoolExecutor(args.concurrency, thread_name_prefix="api")
 
@@ -61,29 +63,60 @@ class Paid:
         words = f"{counts['images']:,} bought" + (f" for {counts['cost']:.2f} {counts['currency']}" if self.price else "")
         return counts, [f"{words}, {counts['hits']:,} from the ledger"]
 
-    def answer(self, x: Tensor, stage: str = "train") -> Tensor:
-        """See Asked. OutOfBudget, before anything is sent, where --max_cost does not allow all of them."""
-        parts = [row.tobytes() for row in x.detach().float().cpu().contiguous().numpy()] if self.local else self.source.encode(x)
-        keys, found = [key_of(p) for p in parts], {}
-        if self.ledger is None:
+    def afford(self, x: Tensor) -> None:
+        """See Asked. What is looked up here serves the next `answer`, if it is of the same tensor."""
+        self.looked = None
+        if self.limit == np.inf:
+            return
+        parts, keys, found = self.encoded(x)
+        with self.buying():
+            found |= self.ledger.find(keys) if self.ledger else {}
             self.keep_within(keys, found)
-            self.buy(keys, parts, stage, found)
-            return self.tensor([found[key] for key in keys], x.device)
-        with self.ledger.exclusive(self.pause):
-            found = self.ledger.find(keys)
+        self.looked = x, parts, keys, found
+
+    def encoded(self, x: Tensor) -> tuple[list[bytes], list[bytes], dict[bytes, np.ndarray]]:
+        """(what is sent for each image, keys, {key: answer} of those that were looked up)."""
+        looked, self.looked = self.looked, None
+        if looked and looked[0] is x:
+            return looked[1:]
+        parts = [row.tobytes() for row in x.detach().float().cpu().contiguous().numpy()] if self.local else self.source.encode(x)
+        return parts, [key_of(p) for p in parts], {}
+
+    def buying(self) -> AbstractContextManager:
+        """A block in which no other process buys for this ledger."""
+        return self.ledger.exclusive(self.pause) if self.ledger else nullcontext()
+
+    def answer(self, x: Tensor, stage: str = "train") -> Tensor:
+        """See Asked. OutOfBudget where --max_cost does not allow all: before anything is sent, or when further attempts use it up."""
+        parts, keys, found = self.encoded(x)
+        with self.buying():
+            found |= self.ledger.find([key for key in keys if key not in found]) if self.ledger else {}
             new = [i for i, key in enumerate(keys) if key not in found]
-            first = sorted({keys[i]: i for i in reversed(new)}.values())  # an image that comes twice is sent once
+            first = sorted({keys[i]: i for i in reversed(new)}.values()) if self.ledger else new  # there, one that comes twice is sent once
             if new:
                 self.keep_within(keys, found)
                 self.check_canaries()
-                wanted = [keys[i] for i in first]
-                if self.local:
-                    found |= self.compute(wanted, stage, x if len(first) == len(x) else x[torch.tensor(first, device=x.device)])
-                else:
-                    self.buy(wanted, [parts[i] for i in first], stage, found)
-            if len(first) < len(keys):
+                self.obtain(x, first, keys, parts, stage, found)
+            if self.ledger and len(first) < len(keys):
                 self.ledger.add_hits(self.run, stage, len(keys) - len(first))
         return self.tensor([found[key] for key in keys], x.device)
+
+    def obtain(
+        self, x: Tensor, rows: Sequence[int], keys: Sequence[bytes], parts: Sequence[bytes], stage: str, found: dict[bytes, np.ndarray]
+    ) -> None:
+        """Adds {key: answer} of these rows of x to `found`. OutOfBudget with the answers to the first images of x: see `buy`."""
+        wanted = [keys[i] for i in rows]
+        if self.local:
+            found |= self.compute(wanted, stage, x if len(rows) == len(x) else x[torch.tensor(rows, device=x.device)])
+            return
+        try:
+            self.buy(wanted, [parts[i] for i in rows], stage, found)
+        except OutOfBudget as e:
+            n = next((i for i, key in enumerate(keys) if key not in found), len(keys))
+            if self.ledger and (hits := n - sum(i < n for i in rows)):
+                self.ledger.add_hits(self.run, stage, hits)
+            e.answers = self.tensor([found[key] for key in keys[:n]], torch.device("cpu")) if n else None
+            raise
 
     def tensor(self, answers: Sequence[np.ndarray], device: torch.device) -> Tensor:
         """Answers (N, K) as a tensor; of classes the one-hot vectors."""
