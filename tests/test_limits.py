@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from conftest import Death
 from fake_api import Fake
 from test_api import CLASSES, HALF, images, no_waits, options  # noqa: F401  a fixture
 
@@ -256,3 +257,22 @@ def test_the_first_answers_come_with_the_limit_and_hits_are_counted(tmp_path):
             BlackBox(paid)(torch.cat([x[:33], x[:5], x[33:38]]))  # 33 new ones
         assert not e.value.fits and torch.equal(e.value.answers, torch.cat([whole[:33], whole[:5]]))
         assert paid.ledger.totals()["hits"] == 5 + 5 and paid.ledger.totals("run")["images"] == 33
+
+
+def test_attempts_are_known_after_a_kill_between_them(tmp_path):
+    with Fake() as api:
+        api.faults = [503, "hang_up", 503, "hang_up", None]
+        paid = paying(api, tmp_path, max_cost=100, retries=8, **DOLLAR)
+        end = paid.ledger.end
+        paid.ledger.end = lambda *a: (_ for _ in ()).throw(Death)  # the process ends before the end of the request is noted
+        with pytest.raises(Death):
+            paid.answer(images(20)[0])
+        later = paying(api, tmp_path, max_cost=100, **DOLLAR)
+        assert later.spent == len(api.asked) == 60 and later.ledger.totals()["unanswered"] == 60
+
+        api.faults, paid.ledger.end = [503, "hang_up", 503, "hang_up", None], end
+        paid.limit = 1000
+        paid.answer(images(20)[0])
+        outcomes = paid.ledger.db.execute("select outcome from attempts where call = 2 order by rowid").fetchall()
+        assert [o for (o,) in outcomes] == ["503", "connection lost", "503", "connection lost", "200"]
+        assert paid.ledger.spent("run") == len(api.asked) == 120 and paid.ledger.totals()["retries"] == 4 + 3

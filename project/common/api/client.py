@@ -50,19 +50,19 @@ def token_of(args: ApiOptions) -> str:
 class Attempts(list[tuple[float, float, str, bool]]):
     """The attempts of a request that is paid for: (time, seconds, outcome, whether it may have been served without an answer here) of each.
 
-    pay(outcome): called before an attempt that follows one that may have been billed; an error of it ends the attempts. paid: how many
-    attempts are paid for, the first one included.
+    pay(new): called before an attempt that follows one that may have been billed, the last of those that are new since the last call; an
+    error of it ends the attempts. paid: how many attempts are paid for, the first one included; noted: how many `pay` has seen.
     """
 
-    def __init__(self, pay: Callable[[str], None]):
+    def __init__(self, pay: Callable[[list[tuple[float, float, str, bool]]], None]):
         super().__init__()
-        self.pay, self.paid = pay, 1
+        self.pay, self.paid, self.noted = pay, 1, 0
 
     def begin(self) -> None:
         """Pays for the next attempt, unless what was paid for the last one holds for it, too."""
         if self and self[-1][3]:
-            self.pay(self[-1][2])
-            self.paid += 1
+            self.pay(self[self.noted :])
+            self.paid, self.noted = self.paid + 1, len(self)
 
     @property
     def lost(self) -> int:

@@ -36,12 +36,10 @@ create table if not exists canaries (key blob primary key, image blob not null, 
 create index if not exists calls_by_run on calls (run);
 create index if not exists attempts_by_call on attempts (call);
 """
-TOTALS = """
-select coalesce(sum(images), 0), coalesce(sum(bytes), 0), coalesce(sum(price), 0.0) from calls where state = 'answered'
-"""
+TOTALS = "select coalesce(sum(images), 0), coalesce(sum(bytes), 0), coalesce(sum(price), 0.0) from calls where state = 'answered'"
 SPENT = """
 with own as (select state, price, (select count(*) from attempts where call = id and lost) as lost from calls where run = ?)
-select coalesce(sum(price * case state when 'answered' then 1 + lost when 'refused' then 0 else max(1, lost) end), 0.0) from own
+select coalesce(sum(price * case state when 'lost' then max(1, lost) when 'refused' then 0 else 1 + lost end), 0.0) from own
 """
 
 
@@ -206,7 +204,7 @@ class Ledger:
     def end(self, call: int, state: str, answers: np.ndarray | None, attempts: Sequence[tuple], keys: Sequence[bytes] = ()) -> None:
         """Notes how a call ended: answered, refused (nothing is to be paid) or lost.
 
-        attempts: (time, seconds, outcome, whether it may have been served without an answer here) each.
+        attempts: (time, seconds, outcome, whether it may have been served without an answer here) each, but for those that are noted.
         """
         blob = None if answers is None else self.encoded(answers)
         crc = None if blob is None else zlib.crc32(blob, zlib.crc32(b"".join(keys)))
@@ -217,6 +215,11 @@ class Ledger:
         if answers is not None:
             self.remember(call, keys)
             self.seen = max(self.seen, call)
+
+    def note_attempts(self, call: int, attempts: Sequence[tuple]) -> None:
+        """Notes attempts of a call before another one is sent; any thread may do so, on a connection of its own."""
+        with self.telling(), closing(sqlite3.connect(self.path, timeout=60)) as db, db:
+            db.executemany("insert into attempts values (?, ?, ?, ?, ?)", [(call, *a) for a in attempts])
 
     def add_hits(self, run: str, stage: str, images: int) -> None:
         """Counts images whose answers were here already."""
@@ -299,9 +302,8 @@ class Ledger:
     def rows(self) -> Iterator[tuple[bytes, int, str, str, list[float]]]:
         """(hash, call, run, stage, answer) of each image, in the order in which they were bought."""
         with self.telling():
-            calls = self.db.execute(
-                "select id, run, stage, images, keys, answers from calls where state = 'answered' order by id"
-            ).fetchall()
+            sql = "select id, run, stage, images, keys, answers from calls where state = 'answered' order by id"
+            calls = self.db.execute(sql).fetchall()
         for call, run, stage, images, keys, blob in calls:
             for row, answer in enumerate(self.decoded(blob, images)):
                 key = keys[row * KEY : (row + 1) * KEY]

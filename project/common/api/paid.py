@@ -158,6 +158,12 @@ class Paid:
                 raise self.over_limit(again if lost else f"{images} images are wanted")
             self.spent += self.price * images
 
+    def pay_again(self, call: int, images: int, attempts: Sequence[tuple]) -> None:
+        """Pays for another attempt of a call, when these attempts, of which the last may have been billed, are in the ledger: see `pay`."""
+        self.pay(images, attempts[-1][2])
+        if self.ledger:
+            self.ledger.note_attempts(call, attempts)
+
     # ---- asking
 
     def buy(self, keys: Sequence[bytes], parts: Sequence[bytes], stage: str, found: dict[bytes, np.ndarray]) -> None:
@@ -198,7 +204,7 @@ class Paid:
         request, size = uuid.uuid4().hex, sum(map(len, parts))
         self.pay(len(keys))
         call = self.ledger.intend(request, self.run, stage, keys, size, self.price * len(keys)) if self.ledger else 0
-        attempts = Attempts(partial(self.pay, len(keys)))
+        attempts = Attempts(partial(self.pay_again, call, len(keys)))
         future = self.pool.submit(self.source.send, list(parts), request, attempts)
         future.call, future.attempts, future.parts = call, attempts, parts
         return future
@@ -226,7 +232,7 @@ class Paid:
         with self.paying:
             self.spent += self.price * len(keys) * (billed - attempts.paid)
         if self.ledger:
-            self.ledger.end(future.call, state, answers, attempts, keys)
+            self.ledger.end(future.call, state, answers, attempts[attempts.noted :], keys)
             if answers is not None and (lacking := CANARIES - len(self.canaries)) > 0:
                 new = list(zip(keys, future.parts, answers, strict=True))[:lacking]
                 self.ledger.add_canaries(new)
