@@ -362,6 +362,40 @@ def teacher(script):
     return next((script.home / "checkpoints/teacher").rglob("teacher.pt"))
 
 
+NET = """
+import torch.nn as nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels, size):
+        super().__init__()
+        self.out = nn.Linear(channels * size * size, classes)
+
+    def forward(self, x):
+        return self.out(x.flatten(1).cos())
+"""
+
+
+@pytest.mark.parametrize("name", ["CE", "KD"])
+def test_a_net_whose_code_has_changed_is_another_net(name, script, tmp_path, monkeypatch):
+    """The file of FILE.py:CLASS is a source of the run: of a student, of a teacher, finished or not."""
+    path = tmp_path / "nets.py"
+    path.write_text(NET)
+    options = QUICK | {"model": f"{path}:Net", "milestones": "9"}
+    if name == "KD":
+        script("teacher", **options)
+        options |= {"model": "ResNet8", "teacher": f"{path}:Net"}
+    killed_after(1, monkeypatch, lambda: script(name, **options, tag="cut"))
+    result = script(name, **options)
+    assert result["sources"][str(path)] == checkpoints.identity(path)
+    with pytest.raises(Finished):
+        script(name, **options)
+    path.write_text(NET.replace("cos", "sin"))
+    for more in ({}, {"tag": "cut"}, {"epochs": 4, "extend": True}):
+        with pytest.raises(UsageError, match=r"holds a run with \S*nets.py \(changed since\); give --tag NAME .* or --overwrite"):
+            script(name, **options | more)
+    script(name, **options, overwrite=True)
+
+
 def test_an_extension_that_was_killed_goes_on(script, monkeypatch):
     script("CE", **QUICK, model="ResNet8", milestones="2")
     more = {"epochs": 4, "lamda": 0.2, "model": "ResNet8", "milestones": "2", "extend": True}

@@ -19,6 +19,7 @@ from .cli import Finished, RunError, UsageError, keep_tracebacks, say
 from .devices import versions
 from .earlier import aside_of, data_changes, delete, finished_result
 from .forms import STATE, STATE_MORE, present
+from .models.library import named_file
 from .options import Base, dataset_tag, differences, run_name_of, settings
 from .processes import rank
 from .schedule import lr_at, milestones
@@ -42,7 +43,9 @@ class Record:
 
     def __init__(self, script: str, args: Base):
         self.script, self.args = script, args
-        self.rows, self.best, self.sources, self.state, self.before, self.data = [], None, {}, None, {}, {}
+        self.rows, self.best, self.state, self.before, self.data = [], None, None, {}, {}
+        named = filter(None, (named_file(getattr(args, name, "")) for name in ("model", "teacher")))
+        self.sources = {str(path): identity(path) for path in named}
         self.saved_epoch, self.saved_at, self.began, self.earlier = 0, 0.0, time.monotonic(), 0.0
         self.name = run_name_of(args)
         self.title = f"{script} {self.name.replace('_to_', ' -> ')} on {dataset_tag(args)}, seed {args.seed}"

@@ -20,7 +20,7 @@ from .api.remote import Remote
 from .audit import audit
 from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import RESPONSES, BlackBox, Local, rank
-from .checkpoints import check_meta, identity, load_weights, meta_of, teacher_file
+from .checkpoints import check_meta, load_weights, meta_of, teacher_file
 from .cli import UsageError, say
 from .counter import Counter
 from .datasets import CROPPING, DATASETS, Data, Images, is_flat, load, spec_of
@@ -28,7 +28,7 @@ from .devices import device_name, device_of, peak_mb
 from .measures import copying, folded, infer, quality
 from .models import MODELS, build, canonical, check_fit
 from .models.base import Classifier
-from .models.hub import hub_file
+from .models.library import named_file
 from .options import Base, dataset_tag, parse
 from .purchases import Purchases, resident
 from .record import Record
@@ -151,9 +151,7 @@ class Run:
         if is_url(a.teacher):
             return Path(), {}, {}
         if a.teacher.startswith(("py:", "hf:")):
-            path = hub_file(a.teacher) if a.teacher.startswith("hf:") else Path(a.teacher[3:].rpartition(":")[0]).expanduser()
-            self.record.sources[str(path)] = identity(path)
-            return path, {}, {}
+            return named_file(a.teacher), {}, {}
         try:
             path = teacher_file(a)
         except UsageError:

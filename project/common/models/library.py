@@ -89,6 +89,14 @@ def own_net(name: str, classes: int, channels: int, size: int) -> nn.Module:
     return net if "feature" in inspect.signature(net.forward).parameters else with_feature(net, classes)
 
 
+def named_file(name: str) -> Path | None:
+    """The file in a net's or a teacher's name: of code (`path/to/file.py:NAME`, `py:path/to/file.py:NAME`), of weights (`hf:PATH`)."""
+    kind, file = name.partition(":")[0], name.removeprefix("py:").rpartition(":")[0]
+    if kind == "hf":
+        return hub_file(name)
+    return Path(os.path.expanduser(file)) if file.endswith(".py") and not is_url(name) else None
+
+
 def own_object(name: str) -> object:
     """What `path/to/file.py:NAME` names; UsageError where the file or the name in it is not there, or the file fails."""
     file, _, attribute = name.rpartition(":")
