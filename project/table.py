@@ -175,8 +175,10 @@ def recheck(args: argparse.Namespace) -> None:
 def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str, out: Path) -> None:
     """Runs what is missing (not with --show), prints the table and writes it (not with --only). RunError where a run or a file failed."""
     if not args.show:
-        local = args.engine == "local"
+        local, before = args.engine == "local", [t for t in plan.tasks if t.state == "done"]
         (Runner(plan.tasks, args.jobs) if local else Snakemake(plan.tasks, args.jobs, out, args.engine_args)).run()
+        for task in before:  # a teacher that was missing, and that is another one now, has changed its students' sources
+            task.load_result()
     text, tex = texts(table, plan, against)
     say(text)
     failed = [t for t in plan.tasks if t.state == "failed"]

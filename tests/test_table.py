@@ -7,6 +7,7 @@ import csv
 import importlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -480,6 +481,30 @@ def test_a_result_of_other_settings_is_not_the_tables(tiny, capsys):
     with pytest.raises(table.RunError, match=r"holds a run with --epochs 7 \(now 1\)"):
         table.main([*tiny(), "--show"])
     assert "99.00" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_student_of_a_replaced_teacher_is_not_the_tables(gone, tiny, capsys, in_process):
+    """The teacher is trained again, by hand or by the table itself, and is another one: its students are not shown beside it."""
+    args = tiny(seeds="[0]")
+    path = tiny.home / "tiny.toml"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "MEKD" not in line))
+    table.main(args)
+    path.write_text(path.read_text().replace("epochs = 4", "epochs = 5"))
+    if gone:
+        shutil.rmtree(tiny.home / "c/teacher")
+    else:
+        places = {"checkpoints_dir": tiny.home / "c", "logs_dir": tiny.home / "l"}
+        importlib.import_module("teacher").main(flags(dataset="Digits", model="ResNet8", epochs=5, lamda=1.0, overwrite=True, **places))
+    words = r"1 of 3 runs failed, first KD .* holds a run with \S*/teacher.pt \(changed since\); .*--overwrite"
+    for more in ([], ["--show"]):
+        capsys.readouterr()
+        with pytest.raises(table.RunError, match=words):
+            table.main([*args, *more])
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| KD", "| CE"))]
+        assert "failed: " in next(line for line in rows if line.startswith("| KD")) and not any("failed" in r for r in rows if "| CE" in r)
+    shutil.rmtree(tiny.home / "c/teacher")  # a source that is not there is not compared
+    table.main([*args, "--show"])
 
 
 def test_rows_that_would_share_a_folder_are_refused(tmp_path):

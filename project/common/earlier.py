@@ -1,4 +1,4 @@
-"""What earlier runs left in their folders: finished results, locks, runs that are set aside, the identity of their data."""
+"""What earlier runs left in their folders: finished results, locks, runs that are set aside, what has changed since: sources, data."""
 
 import shutil
 from pathlib import Path
@@ -49,6 +49,11 @@ def finished_result(folder: Path) -> dict | None:
             what = "has changed, or is damaged" if (folder / name).exists() else "is missing"
             raise UsageError(f"{folder / name} {what}, and {path} names it; bring it back, or --overwrite trains it again")
     return result
+
+
+def source_changes(sources: dict[str, str]) -> list[str]:
+    """Which files that a run was made from, {file: its identity}, have changed since, a phrase each; one that is gone is not compared."""
+    return [f"{path} (changed since)" for path, known in sources.items() if Path(path).exists() and identity(path) != known]
 
 
 def data_changes(then: dict, now: dict) -> list[str]:

@@ -17,7 +17,7 @@ from .board import Board
 from .checkpoints import identity, read, read_weights
 from .cli import Finished, RunError, UsageError, keep_tracebacks, say
 from .devices import versions
-from .earlier import aside_of, data_changes, delete, finished_result
+from .earlier import aside_of, data_changes, delete, finished_result, source_changes
 from .forms import STATE, STATE_MORE, present
 from .models.library import named_file
 from .options import Base, dataset_tag, differences, run_name_of, settings
@@ -158,7 +158,7 @@ class Record:
         free = {"epochs", "milestones"} if self.extends(then) else set()
         changed = [f"script {then['script']}"] if then.get("script", self.script) != self.script else []
         changed += differences(self.args, {k: v for k, v in then["options"].items() if k not in free})
-        changed += [f"{path} (changed since)" for path, known in then["sources"].items() if Path(path).exists() and identity(path) != known]
+        changed += source_changes(then["sources"])
         if changed:
             longer = " (--extend trains it further)" if [c.split()[0] for c in changed] == ["--epochs"] else ""
             hint = "give --tag NAME to run beside it, or --overwrite to start anew"

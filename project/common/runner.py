@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .cli import PARENT, RunError, UsageError
 from .csv_files import COPYING, ROOT
-from .earlier import finished_result, is_locked
+from .earlier import finished_result, is_locked, source_changes
 from .exported import read_exported
 from .forms import RESULT_NUMBERS
 from .options import RunOptions, differences, flags
@@ -70,16 +70,16 @@ class Task:
 
     def fail(self, why: object) -> None:
         """Marks the run as failed, for a reason of one line."""
-        self.state, self.why = "failed", " ".join(str(why).split())
+        self.state, self.why, self.result = "failed", " ".join(str(why).split()), None
 
     def load_result(self) -> None:
-        """Marks the run as done if its folder holds a result, as failed if the result is damaged or of other options."""
+        """Marks the run as done if its folder holds a result, as failed if the result is damaged, of other options or of other sources."""
         try:
             if result := finished_result(self.folder):
                 RESULT(result, "")
         except UsageError as e:
             return self.fail(e if str(self.folder) in str(e) else f"{self.folder / 'result.json'}: {e}")
-        if result and (different := differences(self.args, result["options"])):
+        if result and (different := differences(self.args, result["options"]) + source_changes(result["sources"])):
             own = "give the table folders of its own with --checkpoints_dir and --logs_dir, or run the script with --overwrite"
             self.fail(f"{self.folder} holds a run with {', '.join(different)}; {own}")
         elif result:
