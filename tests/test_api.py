@@ -19,6 +19,7 @@ import torch
 import urllib3
 from conftest import QUICK, killed_after
 from fake_api import Fake, softmax
+from safetensors.torch import save_file
 from served import Process, serving_here
 
 from common.api.answers import Reading, at
@@ -30,7 +31,8 @@ from common.blackbox import BlackBox, Local
 from common.checkpoints import read
 from common.forms import COUNTS
 from common.options import TeacherOptions, flags, parse
-from common.utils import clock
+from common.transfer import Transfer
+from common.utils import clock, digest
 
 HALF = (torch.full((1, 1, 1, 1), 0.5),) * 2
 CLASSES = [str(k) for k in range(10)]
@@ -458,6 +460,29 @@ def test_a_transfer_set_needs_no_server(script, capsys):
     bought = next((script.home / "checkpoints/KD").rglob("transfer.safetensors"))
     result = script("ML", teacher=api.url, epochs=1, lamda=0.2, ledger=False, transfer=bought, retries=0)
     assert result["queries"] == 259 and "transfer.safetensors are used as far as they go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more", [{"api_scale": "log"}, {"api_output": "logits"}, {"api_classes": "labels.json"}, {"teacher_normalize": "unit"}]
+)
+def test_answers_that_were_read_otherwise_are_not_taken(more, script, monkeypatch):
+    """A transfer set is of one way of reading the server's answers, as a ledger is; one of before says it by its options."""
+    monkeypatch.chdir(script.home)
+    Path("labels.json").write_text(json.dumps({name: name for name in CLASSES}))
+    options = {"epochs": 1, "lamda": 0.2, "retries": 0}
+    with Fake() as api:
+        script("KD", teacher=api.url, **options)
+        bought = next((script.home / "checkpoints/KD").rglob("transfer.safetensors"))
+        with pytest.raises(UsageError, match=r"does not belong to this run: its .*; buy answers anew"):
+            script("ML", teacher=api.url, transfer=bought, **options | more)
+        script("ML", teacher=api.url, transfer=bought, **options)
+        about = Transfer(bought).about
+        source = Remote(parse(TeacherOptions, flags(teacher=api.url, dataset="Digits")), CLASSES, (1, 8, 8), HALF, HALF)
+        assert about["teacher"] == source.identity == digest(api.url, "v2", "auto", 1, 8, 8)  # as it always was
+        about |= {"options": about["options"] | more}
+        save_file(Transfer(bought).columns, bought, {"transfer": json.dumps(about)})
+        with pytest.raises(UsageError, match=f"its --{next(iter(more))} is {next(iter(more.values()))}, this run's is"):
+            script("DKD", teacher=api.url, transfer=bought, **options)
 
 
 def test_a_local_teacher_can_have_a_ledger_too(script):

@@ -173,3 +173,105 @@ def test_bought_answers_are_of_the_budget(name, budget, own, script):
     more = {"epochs": 5, "pairs": 300} if name == "AM" else {}
     result = script(name, **QUICK | more, transfer=file_of(script.home, "KD"), query_budget=budget, tag="rest")
     assert result["own"]["queries"] == own and result["queries"] == 259 + own
+
+
+# ---- another teacher of the same file
+
+
+NET = """
+import torch.nn as nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels, size):
+        super().__init__()
+        self.out = nn.Linear(channels * size * size, classes)
+
+    def forward(self, x):
+        return self.out(x.flatten(1).cos())
+
+class Other(Net):
+    pass
+"""
+
+
+@pytest.fixture
+def two(script, tmp_path):
+    """A file with two state dicts, model and ema, and the options of a run that asks the first one."""
+    state = torch.load(next((script.home / "checkpoints/teacher").rglob("teacher.pt")), weights_only=True)["model"]
+    torch.save({"model": state, "ema": {k: v * 0.5 for k, v in state.items()}}, tmp_path / "two.pth")
+    return QUICK | {"teacher_path": tmp_path / "two.pth"}
+
+
+def ledgers(home):
+    return sorted(p.name for p in (home / "checkpoints/ledgers").glob("*.sqlite"))
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"weights": "ema"}, "its teacher is"), ({"teacher_normalize": "0.9,0.1"}, "its teacher is"), ({"img_size": 16}, "its image size is 8, this run's is 16"),
+])  # fmt: skip
+def test_answers_of_another_net_of_the_same_file_are_not_taken(more, words, two, script):
+    """Other weights of the file, the same weights behind another normalisation, or images of another size: by transfer set or by ledger."""
+    first = script("KD", **two, ledger=True)
+    path = file_of(script.home, "KD")
+    assert Transfer(path).about["teacher"] == first["sources"][str(two["teacher_path"])] in ledgers(script.home)[0]  # as it always was
+    with pytest.raises(UsageError, match=words) as e:
+        script("ML", **two | more, transfer=path)
+    assert "buy answers anew" in str(e.value) and "\n" not in str(e.value)
+    asked = [script("KD", **two | more, ledger=True, tag=tag)["api"] for tag in ("other", "again")]
+    assert [a["images"] for a in asked] == [259, 0] and [a["hits"] for a in asked] == [0, 259]
+    other = next((script.home / "checkpoints/KD").glob("*/*-other/*/transfer.safetensors"))
+    script("ML", **two | more, transfer=other)
+    with pytest.raises(UsageError, match="its teacher is|its image size is 16, this run's is 8"):
+        script("ML", **two, transfer=other, tag="first")
+
+
+@pytest.mark.parametrize("name, value", [("weights", "ema"), ("teacher_normalize", "0.9,0.1")])
+def test_a_transfer_set_of_before_says_its_teacher_by_its_options(name, value, two, script):
+    """Earlier versions wrote the identity of the teacher's file, whatever made the net of it."""
+    script("KD", **two)
+    path = file_of(script.home, "KD")
+    change(path, options=Transfer(path).about["options"] | {name: value})
+    with pytest.raises(UsageError, match=f"its --{name} is {value}, this run's is not given; buy answers anew"):
+        script("ML", **two, transfer=path)
+    next((script.home / "checkpoints/teacher").rglob("teacher.pt")).unlink()  # without weights they are compared as far as they are given
+    other = "0.5,0.5" if name == "teacher_normalize" else "other"
+    with pytest.raises(UsageError, match=f"its --{name} is {value}, this run's is {other}"):
+        script("ML", **QUICK, transfer=path, **{name: other})
+    script("ML", **QUICK, transfer=path)
+
+
+def test_a_net_whose_code_has_changed_is_another_teacher(script, tmp_path):
+    """FILE.py:CLASS: neither its code of before, nor another class of the file, gives the same answers with the same weights."""
+    code = tmp_path / "nets.py"
+    code.write_text(NET)
+    script("teacher", **QUICK, model=f"{code}:Net")
+    own = next((script.home / "checkpoints/teacher").glob("*/file-*/*/teacher.pt")).rename(tmp_path / "own.pt")
+    options = QUICK | {"teacher": f"{code}:Net", "teacher_path": own}
+    script("KD", **options, ledger=True)
+    path = file_of(script.home, "KD")
+    assert script("KD", **options, ledger=True, tag="b")["api"]["hits"] == 259
+    script("ML", **options, transfer=path)
+    with pytest.raises(UsageError, match="its teacher is"):
+        script("ML", **options | {"teacher": f"{code}:Other"}, transfer=path)
+    code.write_text(NET.replace("cos", "sin"))
+    with pytest.raises(UsageError, match="its teacher is"):
+        script("ML", **options, transfer=path, tag="c")
+    assert script("KD", **options, ledger=True, tag="d")["api"]["images"] == 259
+
+
+def test_a_generator_of_another_net_of_the_same_file_is_refused(two, script):
+    script("DCGAN", **two, tag="two")
+    more = {"generator_tag": "two", "steps": 2}
+    script("MEKD", **two, **more)
+    with pytest.raises(UsageError, match="does not fit this run: teacher "):
+        script("MEKD", **two, **more, weights="ema", tag="ema")
+
+
+def test_answers_of_another_function_of_the_same_file_are_not_taken(script, tmp_path):
+    (tmp_path / "api.py").write_text("def a(x):\n    return x.float().flatten(1)[:, 18:28]\n\ndef b(x):\n    return -a(x)\n")
+    options = QUICK | {"response": "logits"}
+    script("KD", **options, teacher=f"py:{tmp_path}/api.py:a")
+    path = file_of(script.home, "KD")
+    script("ML", **options, teacher=f"py:{tmp_path}/api.py:a", transfer=path)
+    with pytest.raises(UsageError, match="its function is a, this run's is b"):
+        script("ML", **options, teacher=f"py:{tmp_path}/api.py:b", transfer=path)

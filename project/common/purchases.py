@@ -11,7 +11,7 @@ from .batches import Batches, Map, Streamed, batches_of
 from .blackbox import BlackBox, OutOfBudget, Remembered
 from .checkpoints import identity, read
 from .cli import UsageError, allocating, say
-from .datasets import Data, Images
+from .datasets import Data, Images, spec_of
 from .earlier import data_changes
 from .forms import KEPT
 from .measures import infer
@@ -55,11 +55,8 @@ class Purchases:
         """Begins with the answers in the transfer set `path`, of this teacher and response; its metadata. UsageError for another."""
         if not path.exists():
             raise UsageError(f"no file {path}; a method that buys answers once leaves one in its folder: transfer.safetensors")
-        given, a, own = Transfer(path), self.args, self.transfer
-        mine = {"response": a.response, "classes": self.data.classes, "val": a.val}
-        theirs = given.about | {"model of the teacher": given.about["options"].get("teacher", a.teacher)}
-        mine |= {"teacher": self.teacher.identity} if self.teacher.identity else {"model of the teacher": a.teacher}  # no weights here
-        if off := [f"its {k} is {theirs[k]}, this run's is {v}" for k, v in mine.items() if theirs[k] != v]:
+        given, own = Transfer(path), self.transfer
+        if off := self.misfits(given.about):
             raise UsageError(f"{path} does not belong to this run: {'; '.join(off)}; buy answers anew, without --transfer")
         self.record.sources[str(path)] = identity(path)
         self.add_inherited_counts(given.about["counts"])
@@ -68,6 +65,25 @@ class Purchases:
             own.ends, own.made = [len(own.columns["answers"])], given.made
         say(f"{path}: {own.ends[0]:,} answers bought before")
         return given.about
+
+    def misfits(self, about: dict) -> list[str]:
+        """What the metadata of a transfer set say otherwise of teacher, answers and images than this run does, a phrase each.
+
+        The options are compared, too: older files have the identity of the teacher's file, whatever made the net of it.
+        """
+        a, known, spec = self.args, self.teacher.identity, spec_of(self.args.dataset)[1]
+        then, (channels, size, _) = vars(a) | about["options"], self.data.shape
+        mine = {"response": a.response, "classes": self.data.classes, "val": a.val}
+        mine |= {"teacher": known} if known else {"model of the teacher": a.teacher}  # no weights here
+        mine |= {"channels": channels, "image size": size}
+        theirs = about | {"model of the teacher": then["teacher"]}
+        theirs |= {"channels": then["channels"] or spec.channels, "image size": then["img_size"] or spec.size}
+        if a.teacher.startswith("py:"):
+            mine, theirs = ({**v, "function": name.rpartition(":")[2]} for v, name in ((mine, a.teacher), (theirs, str(then["teacher"]))))
+        for name in ("weights", "teacher_normalize", *a.READING):
+            if known or getattr(a, name):
+                mine[f"--{name}"], theirs[f"--{name}"] = (value or "not given" for value in (getattr(a, name), then[name]))
+        return [f"its {k} is {theirs[k]}, this run's is {v}" for k, v in mine.items() if theirs[k] != v]
 
     def check_images(self) -> None:
         """UsageError where the transfer set holds images of another shape than this run's."""

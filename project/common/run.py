@@ -41,6 +41,7 @@ from .teachers import (
     known_normalisation,
     num_classes_without_data,
     renormalised,
+    teacher_identity,
     teacher_normalisation,
 )
 from .training import Stop, Training, command_of
@@ -174,7 +175,7 @@ class Run:
                 check_teacher(path, meta, a, self.data)
                 net = self.load_weights(self.net(a.teacher), path, same=("shape", "classes"), kind=a.teacher, content=(state, meta))
                 net = renormalised(net, here, its)
-            source = Local(net, a.response, identity=self.record.sources.get(str(path), ""))
+            source = Local(net, a.response, identity=teacher_identity(self.record.sources.get(str(path), ""), a, its))
         self.teacher = BlackBox(opened(a, source, self.data.classes, str(self.record.folder)), a.response, a.query_budget or None)
         self.teacher_path = path
         if isinstance(source, Local) and isinstance(net, AbsentTeacher):

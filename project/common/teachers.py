@@ -9,12 +9,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoints import identity
 from .cli import RunError, UsageError
 from .datasets import Data, Spec, spec_of
 from .datasets.images import to_pixels
 from .models.hub import HubNet, hub_normalisation
-from .models.library import own_object
+from .models.library import named_file, own_object
 from .options import Base, TeacherOptions, dataset_tag
+from .utils import digest
 from .values import normalisation
 from .weights import oddity
 
@@ -100,6 +102,20 @@ class AbsentTeacher(nn.Module):
 
     def forward(self, x: Tensor, feature: bool = False) -> Tensor:
         raise UsageError("the weights of the teacher are not here, and the transfer set has no answers to these images")
+
+
+def teacher_identity(known: str, args: TeacherOptions, its: Normalisation) -> str:
+    """Letters that tell a teacher of this process from others. known: those of its file, "" where it is not here. its: its (mean, std).
+
+    They are `known` where the file and the name are all that makes the net, so that transfer sets, generators and ledgers stay valid;
+    otherwise a digest that includes --weights, --teacher_normalize, and the class and the code of FILE.py:CLASS.
+    """
+    code = named_file(args.teacher)
+    if not known or args.teacher.startswith("py:"):  # a function has neither weights nor a normalisation
+        return known
+    own = [] if code is None or args.teacher.startswith("hf:") else [args.teacher.rpartition(":")[2], identity(code)]
+    scale = [v.flatten().tolist() for v in its] if args.teacher_normalize else []
+    return digest(known, args.weights, scale, own) if args.weights or scale or own else known
 
 
 def check_teacher(path: Path, meta: dict, args: TeacherOptions, data: Data) -> None:

@@ -33,6 +33,7 @@ class ApiOptions:
     GROUP: ClassVar = "API"
     LIMITS: ClassVar = {"api_batch", "concurrency", "rps", "timeout", "retries", "token_env", "token_file", "token_header"}
     LIMITS |= {"price_per_1k", "currency", "max_cost", "ledger"}  # what may differ when a run is resumed
+    READING: ClassVar = ("api_output", "api_scale", "api_labels", "api_scores", "api_body", "api_classes")  # how answers are read
 
     protocol: Literal["auto", "v2", "hf", "list"] = opt(
         "auto",

@@ -21,8 +21,8 @@ class Remote:
     """Images as a net sees them become the bytes that a server takes.
 
     here, its: (mean, std), (1, C, 1, 1) each, for pixels in [0, 1]: of the images that come, and of those that the server expects where it
-    takes normalised numbers. identity: letters of the URL, the protocol and the form of the images. answers_identity: letters of these and
-    of the options that say how answers are read.
+    takes normalised numbers. answers_identity: letters of the URL, the protocol, the form of the images, and the options that say how
+    answers are read. identity: the same letters; where these options have their defaults, those of the first three, as in older files.
     """
 
     def __init__(
@@ -37,9 +37,11 @@ class Remote:
         self.client = Client(args, args.teacher.rstrip("/"))
         reading = Reading(args.response, args.api_scale, classes, args.api_classes)
         self.protocol = PROTOCOLS[args.chosen_protocol()](args, self.client, reading, shape)
-        self.identity = digest(self.client.url, args.chosen_protocol(), args.api_input, *shape)
+        plain = digest(self.client.url, args.chosen_protocol(), args.api_input, *shape)
         way = args.api_output, args.api_scale, args.api_labels, args.api_scores, args.api_body, list(classes), reading.map
-        self.answers_identity = digest(self.identity, *way)
+        self.answers_identity = digest(plain, *way)
+        default = all(getattr(args, name) == getattr(ApiOptions, name) for name in ApiOptions.READING)
+        self.identity = plain if default else self.answers_identity
 
     def describe(self) -> None:
         """Reads what the server says about itself.
