@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from common import datasets
+from common.checkpoints import load_model
 from common.datasets import Images, load
 from common.datasets.folders import read_folder
 from common.datasets.images import hash_split, hash_test, split
 from common.datasets.listing import in_order, scan
+from common.teachers import in_order_of
 
 COLOURS = {"ant": 10, "bee": 90, "cow": 170, "dog": 250}
 
@@ -32,7 +34,7 @@ def picture(path, value=0, size=(8, 8), seed=None):
 def fill(root, classes=("ant", "bee", "cow"), each=4, suffix="png"):
     for name in classes:
         for i in range(each):
-            picture(root / name / f"{i}.{suffix}", COLOURS.get(name, 0), seed=i)
+            picture(root / name / f"{i}.{suffix}", COLOURS.get(name.lower(), 0), seed=i)
     return root
 
 
@@ -486,3 +488,42 @@ def test_a_method_that_needs_labels_is_refused_a_folder_without(more, words, scr
     assert script("GDA", private=f"folder:{folder}", epochs=1, gt_source="teacher", tag="t")["queries"] == 4
     with pytest.raises(UsageError, match=r"--lamda 0.1 leaves \d of 4 training images; training takes at least 2"):
         script("KD", private=f"folder:{folder}", epochs=1, lamda=0.1)
+
+
+# ---- private images with labels of their own
+
+
+@pytest.mark.parametrize("classes", [("ant", "Bee", "cow"), ("cow", "ANT", "bee"), ("ant", "bee", "cow")])
+def test_labels_of_private_images_follow_the_teachers_classes(classes, tmp_path):
+    """`Bee` sorts before `ant`, and a set may list its classes in an order of its own: the name decides which class a label means."""
+    data = loaded(fill(tmp_path / "mine", classes, each=10))
+    data = in_order_of(["ant", "cow", "bee"], data)
+    assert data.names == ["ant", "cow", "bee"] and labels_fit(data, data.train) and labels_fit(data, data.test)
+
+
+def test_private_images_of_some_other_classes_are_refused_and_of_quite_other_names_taken_as_they_are(tmp_path):
+    mine = loaded(fill(tmp_path / "mine", ("bee", "cow", "dog")))
+    with pytest.raises(UsageError, match="mine has the classes bee, cow, dog; the teacher has ant, bee, cow; name its class folders"):
+        in_order_of(["ant", "bee", "cow"], mine)
+    before = mine.train.y.clone()
+    mine = in_order_of(["0 - zero", "1 - one", "2 - two"], mine)  # as USPS beside MNIST
+    assert mine.names == ["0 - zero", "1 - one", "2 - two"] and mine.train.y.equal(before)
+    cases = in_order_of(["A", "a", "b"], loaded(fill(tmp_path / "cases", ("A", "a", "b"))))  # two names that differ in case only
+    assert cases.names == ["A", "a", "b"] and sorted({*cases.train.y.tolist()}) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_student_of_private_images_has_the_teachers_class_names(plain, script, tmp_path):
+    """Also with somebody else's teacher, whose classes are those of its data set's folder."""
+    fill(tmp_path / "mine", each=12), fill(tmp_path / "private", ("ant", "Bee", "cow"), each=12), fill(tmp_path / "other", ("bee", "dog"))
+    options = {"dataset": f"folder:{tmp_path / 'mine'}", "img_size": 8, "workers": 0, "lamda": 1.0}
+    script("teacher", **options, model="ResNet8", epochs=40, eval_every=40)
+    path = next((script.home / "checkpoints/teacher").rglob("folder-*/*/seed0/teacher.pt"))
+    if plain:
+        torch.save(torch.load(path, weights_only=True)["model"], path := tmp_path / "plain.pth")
+    result = script("KD", **options, private=f"folder:{tmp_path / 'private'}", epochs=1, teacher_path=path)
+    student = next((script.home / "checkpoints/KD").rglob("student.pt"))
+    assert load_model(student)[2] == result["data"]["names"] == ["ant", "bee", "cow"]
+    assert result["teacher_accuracy"] == 100.0
+    with pytest.raises(UsageError, match="other has the classes bee, dog; the teacher has ant, bee, cow"):
+        script("KD", **options, private=f"folder:{tmp_path / 'other'}", epochs=1, teacher_path=path)

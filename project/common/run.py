@@ -36,13 +36,13 @@ from .schedule import milestones
 from .teachers import (
     AbsentTeacher,
     check_teacher,
-    class_names,
     foreign_teacher,
     known_normalisation,
     num_classes_without_data,
     renormalised,
     teacher_identity,
     teacher_normalisation,
+    with_teachers_classes,
 )
 from .training import Stop, Training, command_of
 from .transfer import Columns, Transfer
@@ -118,7 +118,7 @@ class Run:
         """The data set `name` with the size, the channels and the normalisation that the teacher's has. A flat folder has no labels."""
         a, (_, spec) = self.args, spec_of(self.args.dataset)
         channels = a.channels or spec.channels
-        its, known = self.teacher_meta.get("data"), known_normalisation(a, channels, self.teacher_meta)
+        known = known_normalisation(a, channels, self.teacher_meta)
         if a.private and not known:
             raise UsageError(
                 f"--private {a.private} has another mean than {a.dataset}, and the teacher's file does not say its own; use --normalize M,S"
@@ -129,10 +129,7 @@ class Run:
         data = load(name, a.data_dir, self.device, size, how, a.workers, channels, classes_without_data, labels, a.skip_broken, crops)
         if known:
             data.mean, data.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in known)
-        if not labels:  # the teacher's classes
-            data.names = its["names"] if its else class_names(a, spec)
-            data.classes = len(data.names)
-        return data
+        return data if labels and name != a.private else with_teachers_classes(data, a, self.teacher_meta, labels)
 
     def split_private(self) -> None:
         """private: the subset that is trained on. test: the test images or, with --val, training images kept from everyone."""

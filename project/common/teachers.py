@@ -1,5 +1,6 @@
 """Whether a checkpoint is the teacher that a run asks for, which classes it knows, and how its images are normalised."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -161,6 +162,45 @@ def class_names(args: Base, spec: Spec) -> list[str]:
     if spec.classes:
         return [str(k) for k in range(spec.classes)]
     return spec.read(args.data_dir, True).classes
+
+
+def with_teachers_classes(data: Data, args: Base, meta: dict, labels: bool) -> Data:
+    """`data` with the class names and the order of classes that the teacher's file `meta` says, or the listing of its data set's folder.
+
+    labels: whether the images have some of their own. UsageError as in `in_order_of`.
+    """
+    names = meta["data"]["names"] if "data" in meta else None
+    if not labels:
+        data.names = names or class_names(args, spec_of(args.dataset)[1])
+        data.classes = len(data.names)
+        return data
+    if names is None and args.dataset.startswith("folder:"):
+        with contextlib.suppress(UsageError):  # the folder need not be here
+            names = class_names(args, spec_of(args.dataset)[1])
+    return in_order_of(names, data) if names else data
+
+
+def in_order_of(names: list[str], data: Data) -> Data:
+    """`data` with labels that are places in the teacher's class names; classes are told by their names, without regard to case.
+
+    Of other names altogether (MNIST and USPS) the order is the teacher's already. UsageError where only some of them are the teacher's.
+    """
+    theirs, own = (list(n) if len(set(map(str.casefold, n))) < len(n) else [*map(str.casefold, n)] for n in (names, data.names))
+    if sorted(theirs) == sorted(own):
+        place = torch.tensor([theirs.index(name) for name in own], device=data.mean.device)
+        for part in (data.train, data.test):
+            part.y = place[part.y]
+    elif {*theirs} & {*own} and len(data.train):  # without images (--no_eval) its names are numbers that nobody gave
+        hint = "name its class folders as the teacher's classes, or give its images without class folders"
+        raise UsageError(f"{data.name} has the classes {few(data.names)}; the teacher has {few(names)}; {hint}")
+    if len(names) == len(own):
+        data.names = list(names)
+    return data
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, on one line."""
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def num_classes_without_data(args: Base, meta: dict) -> int:

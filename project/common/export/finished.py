@@ -16,6 +16,7 @@ from ..datasets.images import normalised
 from ..earlier import data_changes, finished_result
 from ..gan import Generator
 from ..measures import infer
+from ..teachers import in_order_of
 from ..transfer import Transfer
 from .options import ExportOptions
 
@@ -110,6 +111,8 @@ def load_data(options: dict, meta: dict, data_dir: str) -> Data:
     data.mean, data.std = (torch.tensor(meta["data"][k]).view(1, -1, 1, 1) for k in ("mean", "std"))
     if not labels:
         data.names, data.classes = list(meta["data"]["names"]), meta["classes"]
+    elif name == options.get("private"):
+        data = in_order_of(meta["data"]["names"], data)
     return data
 
 
