@@ -15,6 +15,7 @@ from common.blackbox import BlackBox
 from common.counter import Counter
 from common.models import build
 from common.teachers import Renormalised
+from common.transfer import Transfer
 from common.utils import safe, save
 from common.values import normalisation
 
@@ -253,6 +254,9 @@ def logits(images):
 
 def wide(images):
     return torch.zeros(len(images), 3)
+
+def four(images):
+    return soft(images).double().mul(1e4).round().div(1e4).float()
 """
 
 
@@ -279,6 +283,14 @@ def test_answers_of_a_function_are_what_the_response_says(script, tmp_path):
             script("KD", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{function}", response=response, tag=f"{function}1")
     with pytest.raises(UsageError, match="is a function, which can be a teacher, not a student"):
         script("KD", model=f"py:{tmp_path / 'api.py'}:soft", epochs=1)
+
+
+def test_zeros_of_a_function_that_rounds_are_half_a_unit(script, tmp_path, capsys):
+    (tmp_path / "api.py").write_text(OWN)
+    a, b = (script("ML", epochs=1, lamda=0.1, teacher=f"py:{tmp_path / 'api.py'}:{f}")["log"] for f in ("soft", "four"))
+    assert "the teacher's probabilities are rounded to 4 decimals: 0 is taken as 5e-05" in capsys.readouterr().out
+    answers = [Transfer(p).whole()["answers"] for p in sorted((script.home / "checkpoints/ML").rglob("transfer.safetensors"))]
+    assert min(t.min() for t in answers) > -25 and a.keys() == b.keys()  # a zero of float32 would be -70 or less
 
 
 def test_a_transfer_set_needs_no_weights_of_its_teacher(script):

@@ -13,6 +13,7 @@ from torch import Tensor
 from .cli import RunError, UsageError
 from .counter import KINDS
 from .processes import afford, answers
+from .rounding import Zeros
 
 RESPONSES = ("hard", "topk", "soft", "logits", "inside")  # each gives all that the ones before it give
 
@@ -120,6 +121,7 @@ class BlackBox:
       logits   the teacher's own; so does `inside`, which alone allows `teacher.inside(x)`
       soft     probabilities are sent; their logarithm, centred: the logits up to a constant of each row
       topk:k   the k largest probabilities are sent; the missing mass is spread evenly over the other classes, then as soft
+               (an exact 0 of rounded probabilities stands for half a unit of the last decimal: see rounding.Zeros)
       hard     a class is sent; its one-hot vector
 
     asked: a net, or another object that answers. budget: queries it may answer, None without limit; `earlier`: those that others have
@@ -136,7 +138,7 @@ class BlackBox:
         self.asked = Local(asked, response, chunk, identity) if isinstance(asked, nn.Module) else asked
         self.response, self.budget, self.rank, self.earlier, self.planned = response, budget, rank(response), 0, 0
         self.counts, self.counter, self.stop, self.free_audit, self.audited = self.zero(), None, None, True, 0
-        self.quote = None
+        self.quote, self.zeros = None, Zeros()
 
     @property
     def identity(self) -> str:
@@ -258,9 +260,11 @@ class BlackBox:
         """Logits up to a constant of each row (N, K) from what was sent; the one-hot vector from a class."""
         if self.hard or self.rank >= RESPONSES.index("logits"):
             return answer
-        told = answer.isfinite()
-        rest = (1 - answer.nansum(1, keepdim=True)).clamp_min(0) / (~told).sum(1, keepdim=True).clamp_min(1)
-        log_p = answer.where(told, rest).clamp_min(torch.finfo(answer.dtype).tiny).log()
+        told, tiny = answer.isfinite(), torch.finfo(answer.dtype).tiny
+        zero = tiny if isinstance(self.asked, Local) else self.zeros.stand_for(answer)  # a net's own probabilities are not rounded
+        rest = (1 - answer.nansum(1, keepdim=True)).clamp_min(0)
+        p = answer.where(told, rest.where(rest >= zero, 0) / (~told).sum(1, keepdim=True).clamp_min(1))
+        log_p = p.where(p > 0, zero).clamp_min(tiny).log()
         return log_p - log_p.mean(1, keepdim=True)
 
     def state_dict(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from .datasets.images import to_pixels
 from .models.hub import HubNet, hub_normalisation
 from .models.library import named_file, own_object
 from .options import Base, TeacherOptions, dataset_tag
+from .rounding import Zeros, half_unit
 from .utils import digest
 from .values import normalisation
 from .weights import oddity
@@ -55,6 +56,7 @@ class OwnTeacher(nn.Module):
     def __init__(self, name: str, response: str, classes: int, mean: Tensor, std: Tensor):
         super().__init__()
         self.name, self.f, self.response, self.classes, self.mean, self.std = name, own_object(name[3:]), response, classes, mean, std
+        self.zeros = Zeros()
 
     def forward(self, x: Tensor, feature: bool = False) -> Tensor:
         """Logits (N, K), up to a constant of each row; of a class the one-hot vector."""
@@ -77,8 +79,9 @@ class OwnTeacher(nn.Module):
         answers = answers.float()
         if self.response in ("hard", "logits"):
             return answers
-        if answers.min() < 0 or (answers.sum(1) - 1).abs().max() > 1e-3:
+        if answers.min() < 0 or answers.max() > 1.001 or (answers.sum(1) - 1).abs().max() > max(1e-3, self.classes * half_unit(answers)):
             raise UsageError(f"{self.name} returned rows that are no probabilities (they do not sum to 1); use --response logits")
+        answers = answers.where(answers > 0, self.zeros.stand_for(answers))
         return answers.clamp_min(torch.finfo(answers.dtype).tiny).log()
 
     def ask(self, images: Tensor) -> Tensor:
