@@ -22,7 +22,7 @@ from fake_api import Fake, softmax
 from safetensors.torch import save_file
 from served import Process, serving_here
 
-from common.api.answers import Reading, at
+from common.api.answers import Reading, at, tolerance
 from common.api.client import retry_after
 from common.api.ledger import Ledger, key_of
 from common.api.paid import Paid
@@ -182,6 +182,29 @@ def test_a_described_list_of_labels_in_percent(tmp_path):
         with pytest.raises(RunError, match="it tells 4 of 10 probabilities; use --response topk:4, or hard"):
             remote(api, **paths, api_classes=tmp_path / "map.csv")[0](x)
         assert len(api.asked) == 42  # one answer is enough to see what is wrong
+
+
+@pytest.mark.parametrize("digits", [1, 2, 4])
+def test_probabilities_that_a_server_rounds_are_taken(digits, script, trained, tmp_path):
+    """Ten classes with two decimals may sum to 1 within 0.05."""
+    with serving_here(trained, response="soft", digits=digits, accounts=tmp_path / "a.sqlite") as url:
+        result = script("KD", teacher=url, epochs=1, lamda=0.2)
+    assert result["api"]["images"] == 259 and result["accuracy"] > 0
+
+
+@pytest.mark.parametrize(
+    "classes, digits, off", [(10, 0, 0.02), (10, 2, 0.05), (1000, 4, 0.05), (1000, 0, 0.02), (10, 6, 0.02)]
+)  # fmt: skip
+def test_sums_may_be_off_as_far_as_rounding_explains(classes, digits, off):
+    reading = Reading("soft", "auto", [str(k) for k in range(classes)])
+    p = np.random.default_rng(0).dirichlet(np.ones(classes), 20).astype(np.float32)
+    p = p.round(digits) if digits else p
+    assert tolerance(p) == pytest.approx(off, rel=1e-3) and reading.scores(p) is not None
+    p[0, p[0].argmax()] += np.float32(off + 0.06 if digits != 6 else 0.03)
+    with pytest.raises(ValueError, match=r"the sums of rows differ from 1 by up to 0\.\d+\); choose an output with"):
+        reading.scores(p)
+    with pytest.raises(ValueError, match=r"no probabilities \(from -3 to 5\); if they are logits, give --api_scale logit"):
+        reading.scores(np.linspace(-3, 5, classes, dtype=np.float32)[None])
 
 
 def test_paths_in_json():

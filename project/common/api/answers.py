@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..cli import UsageError
+from ..rounding import half_unit
 from .wire import parsed
 
 
@@ -52,12 +54,16 @@ class Reading:
                 raise ValueError(f"its scores are of the scale {scale}, from which --response logits cannot be had; use --response soft")
             return values
         p = softmax(values) if scale == "logit" else np.exp(values) if scale == "log" else values / (100 if scale == "percent" else 1)
-        if p.min() < -1e-3 or np.abs(p.sum(1) - 1).max() > 0.02:
-            raise ValueError("its scores are no probabilities (rows do not sum to 1); if they are logits, give --api_scale logit")
+        if p.min() < -1e-3 or p.max() > 1.02:
+            what = f"from {values.min():.3g} to {values.max():.3g}"
+            raise ValueError(f"its scores are no probabilities ({what}); if they are logits, give --api_scale logit")
+        if (off := np.abs(p.sum(1) - 1).max()) > tolerance(p):
+            what = f"the sums of rows differ from 1 by up to {off:.3g}"
+            raise ValueError(f"its scores are no probabilities ({what}); choose an output with --api_output, or use --response hard")
         return self.top(p)
 
     def top(self, p: np.ndarray) -> np.ndarray:
-        """Probabilities (n, K) as the response has them."""
+        """Probabilities (n, K), NaN where none was told, as the response has them: with topk:k the k largest."""
         if self.kind == "topk" and self.k < p.shape[1]:
             keep = np.argpartition(-p, self.k - 1, axis=1)[:, : self.k]
             told = np.full_like(p, np.nan)
@@ -97,7 +103,7 @@ class Reading:
             raise ValueError("it is a list of labels and scores, from which --response logits cannot be had; use --response soft or topk:5")
         if self.kind == "soft" and told.min() < len(self.classes):
             raise ValueError(f"it tells {told.min()} of {len(self.classes)} probabilities; use --response topk:{told.max()}, or hard")
-        if np.nansum(rows, 1).max() > 1.02:
+        if np.nansum(rows, 1).max() > 1 + tolerance(rows):
             raise ValueError(f"its scores sum to {np.nansum(rows, 1).max():.3g}; say what they are with --api_scale")
         return rows
 
@@ -151,6 +157,11 @@ class Reading:
         if not found:
             raise UsageError(f"--api_classes {path} maps no label")
         return found
+
+
+def tolerance(p: np.ndarray) -> float:
+    """By how much sums of probabilities (n, K), NaN where none was told, may differ from 1: 0.02, or as much as their rounding explains."""
+    return max(0.02, np.isfinite(p).sum(1).max() * half_unit(torch.from_numpy(p)))
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 
 from ..cli import RunError, UsageError
-from .answers import Reading, at
+from .answers import Reading, at, tolerance
 from .client import AGAIN, Client, Refused
 from .options import ApiOptions
 from .wire import JSON_SIZE, pack, parsed, unpack
@@ -161,10 +161,13 @@ class OpenInference:
         k = len(self.reading.classes)
         if scores.shape != labels.shape or scores.ndim != 2 or labels.dtype.kind not in "iu":
             raise ValueError(f"its scores have the shape {scores.shape}, its labels {labels.shape} {labels.dtype}")
-        if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= k or scores.min() < -1e-3 or scores.sum(1).max() > 1.02:
+        scores = scores.astype(np.float32)
+        if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= k or scores.min() < -1e-3:
             raise ValueError("its scores are no probabilities, or its labels no classes")
+        if scores.sum(1).max() > 1 + tolerance(scores):
+            raise ValueError(f"its scores are no probabilities (an image's sum to {scores.sum(1).max():.3g})")
         rows = np.full((len(scores), k), np.nan, np.float32)
-        np.put_along_axis(rows, labels.astype(np.int64), scores.astype(np.float32), 1)
+        np.put_along_axis(rows, labels.astype(np.int64), scores, 1)
         return self.reading.ordered(rows)
 
 
