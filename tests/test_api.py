@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,37 @@ def test_a_described_list_of_labels_in_percent(tmp_path):
         with pytest.raises(RunError, match="it tells 4 of 10 probabilities; use --response topk:4, or hard"):
             remote(api, **paths, api_classes=tmp_path / "map.csv")[0](x)
         assert len(api.asked) == 42  # one answer is enough to see what is wrong
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_no_protocol_tells_more_than_the_k_largest(k, tmp_path, trained):
+    """A server that gives more than was asked for does not make the student of topk:1 one of topk:4."""
+    x, pixels = images()
+    (tmp_path / "map.json").write_text(json.dumps({f"number {i}": i for i in range(10)}))
+    paths = {"protocol": "list", "api_labels": "result.tags[].name", "api_scores": "result.tags[].confidence", "api_scale": "percent"}
+    with Fake("list") as api:
+        t = remote(api, **paths, api_classes=tmp_path / "map.json", response=f"topk:{k}")[0].asked.answer(x)
+        p = torch.from_numpy(softmax(api.logits(pixels)))
+    assert torch.allclose(t.nan_to_num(-1).topk(k).values, p.topk(k).values, atol=1e-6) and (t.isfinite().sum(1) == k).all()
+    with serving_here(trained, response="topk:3", accounts=tmp_path / "a.sqlite") as url:
+        t = remote(SimpleNamespace(url=url), response=f"topk:{k}")[0].asked.answer(x)
+        assert (t.isfinite().sum(1) == k).all()
+        full = remote(SimpleNamespace(url=url), response="topk:3")[0].asked.answer(x)
+        assert t.nan_to_num(-1).topk(k).values.equal(full.nan_to_num(-1).topk(k).values)
+
+
+def test_a_server_that_tells_fewer_than_k_is_refused(trained, tmp_path):
+    """By its metadata, before an image is sent; by its answer, where it has no metadata that say so."""
+    words = "tells 3 probabilities of an image, --response topk:8 wants 8; use topk:3"
+    with serving_here(trained, response="topk:3", accounts=tmp_path / "a.sqlite") as url, pytest.raises(UsageError, match=words):
+        remote(SimpleNamespace(url=url), response="topk:8")
+    args = options("http://127.0.0.1:1/v2/models/x", response="topk:8", ledger=False)
+    protocol = Remote(args, CLASSES, (1, 8, 8), HALF, HALF).protocol
+    scores, labels = np.full((2, 3), 0.3, np.float32), np.array([[0, 1, 2], [3, 4, 5]])
+    with pytest.raises(ValueError, match=f"it {words}"):
+        protocol.scattered(scores, labels)
+    with pytest.raises(ValueError, match=r"an image's sum to 1.8\)"):
+        protocol.scattered(2 * scores, labels)
 
 
 @pytest.mark.parametrize("digits", [1, 2, 4])

@@ -105,7 +105,7 @@ class Reading:
             raise ValueError(f"it tells {told.min()} of {len(self.classes)} probabilities; use --response topk:{told.max()}, or hard")
         if np.nansum(rows, 1).max() > 1 + tolerance(rows):
             raise ValueError(f"its scores sum to {np.nansum(rows, 1).max():.3g}; say what they are with --api_scale")
-        return rows
+        return self.top(rows)
 
     def probability(self, score: Any) -> float:
         """A score as a probability; for a class without a score 1 where only the class matters."""

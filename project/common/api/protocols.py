@@ -95,6 +95,7 @@ class OpenInference:
             return
         if kind == "topk" and not wanted and {"scores", "labels"} <= outputs.keys():
             self.outputs = ["scores", "labels"]
+            self.check_columns(outputs["scores"][1])
             return
         usable = {n for n, (d, s) in outputs.items() if kind == "hard" or wanted or d.startswith("FP") or len(s) != 1}  # not a class alone
         found = self.preferred(n for n in outputs if n in usable)
@@ -105,6 +106,11 @@ class OpenInference:
             asked = f"--api_output {wanted}" if wanted else f"--response {self.reading.response}"
             raise UsageError(f"{self.client.url} has no output for {asked}; it has: {there}; choose with --api_output or --response")
         self.outputs = [found]
+
+    def check_columns(self, shape: Sequence[int]) -> None:
+        """UsageError where the server's metadata say, before an image is sent, that it tells fewer probabilities than --response wants."""
+        if len(shape) == 2 and type(shape[1]) is int and 0 < shape[1] < self.reading.k:
+            raise UsageError(f"{self.client.url} {self.too_few(shape[1])}")
 
     def preferred(self, names: Iterable[str]) -> str | None:
         """The output of these names that fits --api_output or --response best, None where none does."""
@@ -168,7 +174,13 @@ class OpenInference:
             raise ValueError(f"its scores are no probabilities (an image's sum to {scores.sum(1).max():.3g})")
         rows = np.full((len(scores), k), np.nan, np.float32)
         np.put_along_axis(rows, labels.astype(np.int64), scores, 1)
-        return self.reading.ordered(rows)
+        if (told := np.isfinite(rows).sum(1).min()) < self.reading.k:
+            raise ValueError(f"it {self.too_few(told)}")
+        return self.reading.top(self.reading.ordered(rows))
+
+    def too_few(self, told: int) -> str:
+        """What is wrong where the server tells fewer probabilities of an image than --response wants."""
+        return f"tells {told} probabilities of an image, --response {self.reading.response} wants {self.reading.k}; use topk:{told}"
 
 
 class HuggingFace:
