@@ -5,6 +5,7 @@ from common.cli import UsageError, cli
 import base64
 import concurrent.futures
 import io
+import json
 import re
 import socket
 import threading
@@ -22,11 +23,12 @@ from PIL import Image
 from served import Process, options_of, serving_here
 
 from common.api import wire
+from common.api.remote import Remote
 from common.blackbox import BlackBox
 from common.checkpoints import load_model, load_weights, read_weights
 from common.datasets.images import normalised
 from common.models import build
-from common.options import flags, parse
+from common.options import TeacherOptions, flags, parse
 from common.serving import answers, protocol
 from common.serving.keys import Key, Keys
 from common.serving.model import Model, open_model
@@ -194,6 +196,52 @@ def test_an_onnx_file_without_its_package_is_one_line(trained):
         wanted = "pip install onnxruntime"
     with pytest.raises(UsageError, match=wanted):
         serve.main(flags(**options_of(trained, {"onnx": "missing.onnx"})))
+
+
+NAMES = [f"{k} - {name}" for k, name in enumerate("zero one two three four five six seven eight nine".split())]
+
+
+def onnx_file(path, **metadata):
+    """An ONNX file of a linear net for 1x8x8 images."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    w = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    nodes = [onnx.helper.make_node("Flatten", ["images"], ["flat"]), onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("images", ["n", 1, 8, 8]), ("logits", ["n", 10]))]
+    graph = onnx.helper.make_graph(nodes, "main", ends[:1], ends[1:], [onnx.numpy_helper.from_array(w, "w")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
+    path.write_bytes(model.SerializeToString())
+    return w
+
+
+def test_an_export_of_ours_is_served_with_its_classes_and_its_normalisation(trained, tmp_path, accounts):
+    w = onnx_file(tmp_path / "net.onnx", classes=NAMES, mean=[0.25], std=[0.5], crop_from=0)
+    with serving_here(trained, onnx=tmp_path / "net.onnx", response="logits", accounts=accounts) as url:
+        assert get(url)[1]["parameters"] == {"max_batch": 1024, "normalize": {"mean": [0.5], "std": [0.5]}, "classes": NAMES}
+        x = pixels(5)
+        for images in (x, (x.astype(np.float32) / 255 - 0.5) / 0.5):
+            wanted = ((x.reshape(5, -1) / 255 - 0.25) / 0.5) @ w
+            assert np.allclose(ask(url, images)[1]["logits"], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"classes": 3, "mean": [0.5], "std": [0.5], "crop_from": 0}, {"classes": NAMES, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_from": 0}])  # fmt: skip
+def test_classes_that_nobody_named_are_not_made_up(metadata, trained, tmp_path, accounts, script):
+    """A run takes an ONNX file of others by its order; of MNIST, whose classes are `0 - zero`, it refused the numbers in their place."""
+    onnx_file(tmp_path / "net.onnx", **metadata)
+    with serving_here(trained, onnx=tmp_path / "net.onnx", accounts=accounts) as url:
+        assert get(url)[1]["parameters"].keys() == {"max_batch", "normalize"}
+        assert script("KD", teacher=url, epochs=1, lamda=0.1)["api"]["images"] == 129
+
+
+def test_weights_of_others_are_served_without_class_names(trained, tmp_path, accounts):
+    torch.save(read_weights(trained / TEACHER)[0], tmp_path / "their.pth")
+    with serving_here(trained, teacher_path=tmp_path / "their.pth", accounts=accounts) as url:
+        assert "classes" not in get(url)[1]["parameters"]
+        args = parse(TeacherOptions, flags(teacher=url, dataset="Digits", ledger=False))
+        source = Remote(args, NAMES, (1, 8, 8), *[(torch.full((1, 1, 1, 1), 0.5),) * 2] * 2)
+        source.describe()
+        assert source.protocol.reading.order is None
 
 
 # ---- the protocol

@@ -1,5 +1,6 @@
 """The model that a server shows: its net as a run builds it, without reading an image of its data set."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from ..cli import UsageError
 from ..datasets import Data, load, spec_of
 from ..datasets.images import normalised
 from ..devices import device_of
+from ..forms import NUMBER
 from ..models import build, canonical
 from ..teachers import check_teacher, class_names, known_normalisation, renormalised, teacher_normalisation
-from ..utils import net_name, safe
+from ..utils import misfit, net_name, safe
 from .options import ModelOptions
 
 
@@ -27,7 +29,8 @@ class Model:
     """A model under its name in URLs.
 
     api: images as a net sees them (N, C, H, W) -> logits (N, K). shape: (C, H, W). mean, std: of FP32 images, (1, C, 1, 1) each.
-    classes: the K names. crop_from: the resize rule, as Data.crop_from. version: 12 letters of the file's content.
+    classes: the K names. named: whether they are the model's own, not numbers in their place. crop_from: the resize rule, as
+    Data.crop_from. version: 12 letters of the file's content.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Model:
     mean: Tensor
     std: Tensor
     classes: list[str]
+    named: bool
     crop_from: int
     version: str
     platform: str
@@ -74,30 +78,29 @@ def open_model(args: ModelOptions, name: str = "") -> Model:
     c, h, w = data.shape
     net = build(args.teacher, data.classes, data.shape, device).to(memory_format=torch.channels_last)
     net = load_weights(net, state, path, f"{args.teacher} for {data.classes} classes of {c}x{h}x{w} images")
+    return shown(name or safe(net_name(args.teacher)), args, net, meta, data, path, "pytorch")
+
+
+def shown(name: str, args: ModelOptions, net: nn.Module, meta: dict, data: Data, path: Path, platform: str) -> Model:
+    """The Model of a net of the file `path`, which says `meta` of itself; its images come as those of `data`."""
     here, its = (data.mean, data.std), teacher_normalisation(meta, args, data)
-    crop_from = meta["data"]["crop_from"] if "data" in meta else 0
-    name = name or safe(net_name(args.teacher))
-    return shown(name, args, renormalised(net, here, its), data, crop_from, path, "pytorch")
+    api = Local(renormalised(net, here, its), "logits").answer
+    classes, crop_from = data.names or [str(k) for k in range(data.classes)], meta["data"]["crop_from"] if "data" in meta else 0
+    return Model(name, args.dataset, api, data.shape, *here, list(classes), bool(data.names), crop_from, identity(path), platform)
 
 
-def shown(name: str, args: ModelOptions, net: nn.Module, data: Data, crop_from: int, path: Path, platform: str) -> Model:
-    """The Model of a net whose images are as those of `data`."""
-    api = Local(net, "logits").answer
-    version = identity(path)
-    return Model(name, args.dataset, api, data.shape, data.mean, data.std, list(data.names), crop_from, version, platform)
+def data_without_images(args: ModelOptions, meta: dict, device: torch.device) -> Data:
+    """The data set of the options without its images, normalised as a run has it, with the class names of the model's file.
 
-
-def data_without_images(args: ModelOptions, meta: dict, device: torch.device, names: list[str] | None = None) -> Data:
-    """The data set of the options without its images, with the class names of the teacher's file; normalised as a run has it."""
+    It has no names where the file does not say them, but for those of a folder's listing: the order of classes of others' files is unknown.
+    """
     _, spec = spec_of(args.dataset)
-    its = meta.get("data")
-    if its:
-        names = its["names"]
-    elif not names:
-        names = [str(k) for k in range(meta["classes"])] if not spec.classes and "classes" in meta else class_names(args, spec)
+    names, classes = meta["data"]["names"] if "data" in meta else [], spec.classes or meta.get("classes", 0)
+    if not names and not classes:
+        names = class_names(args, spec)
     known = known_normalisation(args, args.channels or spec.channels, meta)
     how = "half" if known else "dataset"
-    data = load(args.dataset, args.data_dir, device, args.img_size, how, channels=args.channels, classes_without_data=len(names))
+    data = load(args.dataset, args.data_dir, device, args.img_size, how, channels=args.channels, classes_without_data=len(names) or classes)
     if known:
         data.mean, data.std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in known)
     data.names = names
@@ -105,6 +108,8 @@ def data_without_images(args: ModelOptions, meta: dict, device: torch.device, na
 
 
 # ---- ONNX
+
+EXPORTED = {"names": [str], "mean": [NUMBER], "std": [NUMBER], "crop_from": range(2**20)}
 
 
 class OnnxNet(nn.Module):
@@ -114,8 +119,8 @@ class OnnxNet(nn.Module):
         super().__init__()
         self.session, self.input = session, session.get_inputs()[0].name
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One run of the session, on the CPU."""
+    def forward(self, x: Tensor, feature: bool = False) -> Tensor:
+        """One run of the session, on the CPU; it has no features."""
         return torch.from_numpy(self.session.run(None, {self.input: x.contiguous().cpu().numpy()})[0])
 
 
@@ -132,7 +137,8 @@ def open_onnx(args: ModelOptions, name: str) -> Model:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime has an exception for each of its states
         raise UsageError(f"{path} is not a readable ONNX file ({' '.join(str(e).split())[:150]})") from None
-    data = data_without_images(args, {}, torch.device("cpu"))
+    meta = exports_meta(session.get_modelmeta().custom_metadata_map, args.channels or spec_of(args.dataset)[1].channels)
+    data = data_without_images(args, meta, torch.device("cpu"))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     wanted = f"one input of float32 images (N, {', '.join(map(str, data.shape))}), any N, and logits (N, {data.classes}) first"
     found = f"{', '.join(f'{i.type} {i.shape}' for i in inputs)} -> {outputs[0].type} {outputs[0].shape}"
@@ -141,7 +147,17 @@ def open_onnx(args: ModelOptions, name: str) -> Model:
     if not fits:
         hint = "see --dataset, --img_size and --channels, and export it with a dynamic batch size"
         raise UsageError(f"{path} has {found}; expected {wanted}: {hint}")
-    return shown(name or safe(path.stem) or "onnx", args, OnnxNet(session), data, 0, path, "onnxruntime_onnx")
+    return shown(name or safe(path.stem) or "onnx", args, OnnxNet(session), meta, data, path, "onnxruntime_onnx")
+
+
+def exports_meta(about: dict[str, str], channels: int) -> dict:
+    """What the metadata of an ONNX file that export.py wrote say of its data, as the meta of a checkpoint; {} for others' files."""
+    try:
+        data = {key: json.loads(about[name]) for key, name in zip(EXPORTED, ("classes", "mean", "std", "crop_from"), strict=True)}
+    except (KeyError, ValueError):
+        return {}
+    fits = not misfit(data, EXPORTED, "metadata") and len(data["mean"]) == len(data["std"]) == channels and data["names"]
+    return {"data": data} if fits else {}
 
 
 def agrees(shape: list, wanted: tuple[int, ...]) -> bool:

@@ -31,13 +31,14 @@ def metadata(model: Model, key: Key, datatype: str, max_batch: int) -> dict:
     """What the model takes and gives, as this key sees it. datatype: the value of --input."""
     mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
     outputs = outputs_of(key.response, len(model.classes)).items()
+    classes = {"classes": model.classes} if model.named else {}
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": model.platform,
         "inputs": [{"name": "images", "datatype": PIXELS[datatype], "shape": [-1, *model.shape]}],
         "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in outputs],
-        "parameters": {"max_batch": max_batch, "normalize": {"mean": mean, "std": std}, "classes": model.classes},
+        "parameters": {"max_batch": max_batch, "normalize": {"mean": mean, "std": std}, **classes},
     }
 
 
