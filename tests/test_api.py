@@ -204,7 +204,7 @@ def test_no_protocol_tells_more_than_the_k_largest(k, tmp_path, trained):
 
 def test_a_server_that_tells_fewer_than_k_is_refused(trained, tmp_path):
     """By its metadata, before an image is sent; by its answer, where it has no metadata that say so."""
-    words = "tells 3 probabilities of an image, --response topk:8 wants 8; use topk:3"
+    words = "tells 3 probabilities of an image, --response topk:8 wants 8; use --response topk:3"
     with serving_here(trained, response="topk:3", accounts=tmp_path / "a.sqlite") as url, pytest.raises(UsageError, match=words):
         remote(SimpleNamespace(url=url), response="topk:8")
     args = options("http://127.0.0.1:1/v2/models/x", response="topk:8", ledger=False)

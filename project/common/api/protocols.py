@@ -180,7 +180,9 @@ class OpenInference:
 
     def too_few(self, told: int) -> str:
         """What is wrong where the server tells fewer probabilities of an image than --response wants."""
-        return f"tells {told} probabilities of an image, --response {self.reading.response} wants {self.reading.k}; use topk:{told}"
+        return (
+            f"tells {told} probabilities of an image, --response {self.reading.response} wants {self.reading.k}; use --response topk:{told}"
+        )
 
 
 class HuggingFace:
