@@ -135,6 +135,9 @@ class Server:
     def __init__(self, *answers):
         self.answers = [torch.as_tensor(a) for a in answers]
 
+    def afford(self, x):
+        """It costs nothing."""
+
     def answer(self, x, stage="train"):
         return self.answers.pop(0)
 

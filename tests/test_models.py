@@ -142,6 +142,26 @@ class Mine(nn.Module):
 """
 
 
+@pytest.mark.parametrize("names", [["last"], ["net"], ["net", "last"]])
+def test_a_net_of_the_user_may_call_its_layers_net_and_last(names, tmp_path):
+    """A file of November 2026 had the layers of a library's net behind net., and a last. beside them."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Mine(torch.nn.Module):\n"
+        "    def __init__(self, classes, channels, size):\n"
+        "        super().__init__()\n"
+        f"        for i, name in enumerate({names}):\n"
+        "            setattr(self, name, torch.nn.Linear(classes if i else channels * size * size, classes))\n"
+        "    def forward(self, x):\n"
+        f"        for name in {names}:\n"
+        "            x = getattr(self, name)(x.flatten(1))\n"
+        "        return x\n"
+    )
+    net, other = (build(f"{tmp_path / 'mine.py'}:Mine", 10, (1, 8, 8), torch.device("cpu")) for _ in range(2))
+    other.load_state_dict(other.adapt(net.state_dict()))
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+
+
 def test_a_net_of_the_users_own(tmp_path, script):
     (tmp_path / "my_nets.py").write_text(OWN)
     name = f"{tmp_path / 'my_nets.py'}:Mine"

@@ -29,7 +29,8 @@ class WithFeature:
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state under this net's names, from files that this project saved before November 2026 too."""
-        if state and all(k.startswith(("net.", "last.")) for k in state):
+        own = state.keys() <= self.state_dict().keys()  # a net of the user may call its layers net or last, too
+        if state and not own and all(k.startswith(("net.", "last.")) for k in state):
             return {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
         return state
 
