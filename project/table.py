@@ -43,7 +43,7 @@ from common.engine import Snakemake
 from common.page.writing import write_page
 from common.plan import ROOTS, Plan
 from common.recheck import check_cell, drawn
-from common.runner import Runner
+from common.runner import Runner, needs_of
 from common.tables import SEEDS, read_table, rows_named, seeds_of, table_names, table_path
 from common.utils import lookup, save_text
 from common.values import check, folder, whole
@@ -175,7 +175,8 @@ def recheck(args: argparse.Namespace) -> None:
 def finish_table(args: argparse.Namespace, table: dict, plan: Plan, against: str, out: Path) -> None:
     """Runs what is missing (not with --show), prints the table and writes it (not with --only). RunError where a run or a file failed."""
     if not args.show:
-        local, before = args.engine == "local", [t for t in plan.tasks if t.state == "done"]
+        local = args.engine == "local"
+        before = [t for t in plan.tasks if t.state == "done" and any(need.state == "missing" for need in needs_of(t))]
         (Runner(plan.tasks, args.jobs) if local else Snakemake(plan.tasks, args.jobs, out, args.engine_args)).run()
         for task in before:  # a teacher that was missing, and that is another one now, has changed its students' sources
             task.load_result()

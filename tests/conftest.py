@@ -30,6 +30,21 @@ QUICK["DFME"] = {"steps": 2, "s_steps": 2, "batch_size": 16, "latent": 8, "ngf":
 QUICK["IDEAL"] = {"g_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 QUICK["DFHL"] = {"steps": 2, "g_steps": 1, "h_steps": 2, "batch_size": 16, "latent": 8, "ngf": 4}
 
+NET = """
+import torch.nn as nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels, size):
+        super().__init__()
+        self.out = nn.Linear(channels * size * size, classes)
+
+    def forward(self, x):
+        return self.out(x.flatten(1).cos())
+
+class Other(Net):
+    pass
+"""
+
 
 def home_flags(home):
     return {"checkpoints_dir": Path(home) / "checkpoints", "logs_dir": Path(home) / "logs", "dataset": "Digits", "device": "cpu"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Death, home_flags, killed_after
+from conftest import NET, ROOT, Death, home_flags, killed_after
 
 from common import checkpoints, cli
 from common.counter import Counter
@@ -360,19 +360,6 @@ def test_an_extended_run_ends_as_one_that_was_that_long(options, script):
 
 def teacher(script):
     return next((script.home / "checkpoints/teacher").rglob("teacher.pt"))
-
-
-NET = """
-import torch.nn as nn
-
-class Net(nn.Module):
-    def __init__(self, classes, channels, size):
-        super().__init__()
-        self.out = nn.Linear(channels * size * size, classes)
-
-    def forward(self, x):
-        return self.out(x.flatten(1).cos())
-"""
 
 
 @pytest.mark.parametrize("name", ["CE", "KD"])

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SCRIPTS, Death, dying, run
+from conftest import NET, SCRIPTS, Death, dying, run
 from safetensors.torch import save_file
 
 from common.blackbox import BlackBox
@@ -176,22 +176,6 @@ def test_bought_answers_are_of_the_budget(name, budget, own, script):
 
 
 # ---- another teacher of the same file
-
-
-NET = """
-import torch.nn as nn
-
-class Net(nn.Module):
-    def __init__(self, classes, channels, size):
-        super().__init__()
-        self.out = nn.Linear(channels * size * size, classes)
-
-    def forward(self, x):
-        return self.out(x.flatten(1).cos())
-
-class Other(Net):
-    pass
-"""
 
 
 @pytest.fixture

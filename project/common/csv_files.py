@@ -209,3 +209,8 @@ def split_published(name: str) -> tuple[str, str]:
 def read_measured(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of measured numbers, which a table has written, as read_csv returns them."""
     return read_csv(path, MEASURED, ("pair", "method", "seed"), (COPYING, FEWSHOT))
+
+
+def said_of(row: dict[str, Any]) -> dict[str, str]:
+    """{option: value} of a measured row."""
+    return dict(word.split("=", 1) for word in shlex.split(row["options"]))

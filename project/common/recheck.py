@@ -5,7 +5,6 @@ import math
 import os
 import random
 import re
-import shlex
 import shutil
 import statistics
 import tempfile
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .cli import RunError, UsageError, say
-from .csv_files import ROOT, read_measured
+from .csv_files import ROOT, read_measured, said_of
 from .options import BEFORE, RunOptions, described
 from .plan import Plan, args_of
 from .results import source_of, versions_of
-from .runner import Runner, Task
+from .runner import Runner, Task, needs_of
 from .significance import half_width
 from .tables import rows_named
 from .tables import scripts as table_scripts
@@ -101,11 +100,6 @@ def options_then(cell: Cell, names: Sequence[str], Args: type[RunOptions]) -> di
     return {k: {"True": True, "False": False}.get(v, v) for k, v in then.items() if k in there - SET}
 
 
-def said_of(row: dict[str, Any]) -> dict[str, str]:
-    """{option: value} of a measured row."""
-    return dict(word.split("=", 1) for word in shlex.split(row["options"]))
-
-
 def known(Args: type[RunOptions]) -> set[str]:
     """The names of a script's options, with the other names that they have."""
     return {name for k, about in described(Args).items() for name in (k, *about["alias"])}
@@ -150,12 +144,6 @@ def how_long(cell: Cell, plan: Plan, tasks: Sequence[Task]) -> str:
     took = [measured[id(task)] for task in tasks if id(task) in measured]
     unknown = len(tasks) - len(took)
     return f"which took {clock(sum(took))} when they were measured" + (f" ({unknown} not measured)" if unknown else "")
-
-
-def needs_of(task: Task) -> list[Task]:
-    """All runs that a run needs, each once, before those that need it."""
-    found = {id(t): t for need in task.needs for t in (*needs_of(need), need)}
-    return list(found.values())
 
 
 def take(task: Task, root: Path, real: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .blackbox import KINDS
-from .csv_files import MEASURED
+from .csv_files import MEASURED, said_of
 from .exported import SHOWN
 from .significance import holm, paired, seeds_needed
 
@@ -135,7 +135,7 @@ def export_columns(got: dict[str, list[float]]) -> Row:
 
 def response_of(task: object) -> str:
     """What the teacher answers in a row's runs, `-` where no teacher is asked."""
-    options = vars(task.args) if task.args else dict(o.split("=", 1) for o in shlex.split(task.result["options"]))
+    options = vars(task.args) if task.args else said_of(task.result)
     return (options.get("teacher") and options.get("response")) or "-"
 
 

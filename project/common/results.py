@@ -15,7 +15,7 @@ from typing import Any
 
 from . import beside, beside_published, report
 from .cli import UsageError
-from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text
+from .csv_files import COPYING, FEWSHOT, ROOT, read_measured, read_text, said_of
 from .tables import read_table, scripts, seeds_text, table_names
 from .utils import lookup, save_text
 
@@ -165,7 +165,7 @@ class Measured:
 
     def settings(self) -> list[str]:
         """A line for each row: the options in which its run differs from most of the others."""
-        options = {name: dict(o.split("=", 1) for o in shlex.split(t.result["options"])) for (_, name, _), t in self.cells.items()}
+        options = {name: said_of(t.result) for (_, name, _), t in self.cells.items()}
         hidden, lines = {"seed", "teacher", "model", "tag", "transfer", "dataset", "query_budget", "reuse_generator_path"}, []
         every = list(options.values())
         for name, own in options.items():

@@ -90,6 +90,12 @@ class Task:
         return f"{self.script} {self.folder.parent.name} seed {self.args.seed}"
 
 
+def needs_of(task: Task) -> list[Task]:
+    """All runs that a run needs, each once, before those that need it."""
+    found = {id(t): t for need in task.needs for t in (*needs_of(need), need)}
+    return list(found.values())
+
+
 class Runner:
     """Runs the missing tasks, `jobs` at a time. A run starts when all runs that it needs are done."""
 

@@ -19,7 +19,7 @@ from .models.library import named_file, own_object
 from .options import Base, TeacherOptions, dataset_tag
 from .rounding import Zeros, half_unit
 from .utils import digest
-from .values import normalisation
+from .values import few, normalisation
 from .weights import oddity
 
 Normalisation = tuple[Tensor, Tensor]  # mean, std, (1, C, 1, 1) each, for pixels in [0, 1]
@@ -199,11 +199,6 @@ def in_order_of(names: list[str], data: Data) -> Data:
     if len(names) == len(own):
         data.names = list(names)
     return data
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names of a list, on one line."""
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def num_classes_without_data(args: Base, meta: dict) -> int:

@@ -6,6 +6,7 @@ import operator
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from .cli import UsageError
@@ -24,6 +25,11 @@ def cut(text: str, most: int = 200) -> str:
 def short(text: str) -> str:
     """A value as a message shows it: in quotes, control characters escaped, cut."""
     return repr(cut(text, 80))
+
+
+def few(names: Sequence[object], most: int = 5) -> str:
+    """The first of some names, on one line."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def whole(text: str) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from ..cli import UsageError
 from ..rounding import half_unit
+from ..values import few
 from .wire import parsed
 
 
@@ -31,8 +32,7 @@ class Reading:
     def take_order(self, names: Sequence[str], url: str) -> None:
         """Takes note of the order of the server's classes. UsageError where they are others than the data set's."""
         if sorted(names) != sorted(self.classes):
-            theirs, ours = (", ".join(map(str, [*c][:5])) + ", ..." * (len(c) > 5) for c in (names, self.classes))
-            raise UsageError(f"{url} has {len(names)} classes: {theirs}; the data set has {len(self.classes)}: {ours}")
+            raise UsageError(f"{url} has {len(names)} classes: {few(names)}; the data set has {len(self.classes)}: {few(self.classes)}")
         self.order = None if list(names) == self.classes else [*map(list(names).index, self.classes)]
 
     def ordered(self, values: np.ndarray) -> np.ndarray:
@@ -132,8 +132,7 @@ class Reading:
         match = re.fullmatch(r"(?:LABEL_|class_)?([0-9]{1,9})", text, re.IGNORECASE)
         if match and int(match[1]) < len(self.classes):
             return int(match[1])
-        there = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        raise ValueError(f"its label {text[:40]!r} is no class ({there}); --api_classes FILE maps labels to classes")
+        raise ValueError(f"its label {text[:40]!r} is no class ({few(self.classes)}); --api_classes FILE maps labels to classes")
 
     def read_map(self, path: str) -> dict[str, int]:
         """{label: class} of a JSON object or a CSV file. UsageError for another content and for classes that there are not."""

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ..report import markdown
+from ..values import few
 
 PROJECT = Path(__file__).resolve().parents[2]
 RUNTIMES = {".onnx": "onnxruntime", ".pt2": "PyTorch (`torch.export.load`)", ".pte": "ExecuTorch (XNNPACK)"}
@@ -101,8 +102,7 @@ def inputs(report: dict) -> list[str]:
     if any(name.endswith(".pte") for name in report["files"]):
         taken += ". The ExecuTorch files take one image, N = 1"
     names = report["classes"]
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return [f"- Input: {taken}.", f"- Output: `logits`, float32 (N, {len(names)}). Classes: {shown}."]
+    return [f"- Input: {taken}.", f"- Output: `logits`, float32 (N, {len(names)}). Classes: {few(names, 20)}."]
 
 
 def limits(report: dict) -> list[str]:
